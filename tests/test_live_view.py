@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import pty
 import re
+import select
+import signal
 import subprocess
 import sys
 import time
@@ -392,6 +396,66 @@ def test_ctrl_c_ends_the_view_and_leaves_the_sweep_alone(tmp_path: Path, call, m
     assert "no longer watching; to look again: flops-fit watch " in error
     assert len(drivers(tmp_path / "study")) == 1
     heartbeat.close()
+
+
+CONTROLLED = """
+import fcntl, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+from flops_fit_core.cli.main import main
+main()
+"""
+"""flops-fit with standard input as its controlling terminal, whose end sends SIGHUP."""
+
+
+def start_in_terminal(*arguments: str | Path) -> tuple[subprocess.Popen[bytes], int]:
+    """Start flops-fit in a pseudo-terminal. Returns the process and the terminal."""
+    terminal, inner = pty.openpty()
+    command = [sys.executable, "-c", CONTROLLED, *map(str, arguments)]
+    environment = {**os.environ, "TERM": "xterm"}
+    streams = {"stdin": inner, "stdout": inner, "stderr": inner}
+    process = subprocess.Popen(command, start_new_session=True, env=environment, **streams)
+    os.close(inner)
+    return process, terminal
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_restores_the_cursor_of_a_terminal(tmp_path: Path, name: str) -> None:
+    run(formula_table(), out=tmp_path / "study", progress=False)
+    heartbeat = Heartbeat(tmp_path / "study", "a driver that trains", "local", workers=1)
+    heartbeat.write()
+    process, terminal = start_in_terminal("watch", tmp_path / "study")
+    screen = read_until(terminal, b"elapsed ")
+    process.send_signal(getattr(signal, name))
+    screen += read_until(terminal, b"no longer watching; to look again: ")
+    assert process.wait(60) == 0
+    os.close(terminal)
+    assert screen.count(b"\x1b[?25l") == screen.count(b"\x1b[?25h") == 1, "the cursor is hidden, and shown again"
+    heartbeat.close()
+
+
+def read_until(terminal: int, text: bytes) -> bytes:
+    """The output of a terminal up to a text. The rest of a chunk is included."""
+    screen, deadline = b"", time.monotonic() + 60
+    while text not in screen and time.monotonic() < deadline:
+        if select.select([terminal], [], [], 0.5)[0]:
+            screen += os.read(terminal, 65536)
+    assert text in screen, screen
+    return screen
+
+
+def test_the_end_of_the_terminal_ends_a_sweep_cleanly(tmp_path: Path) -> None:
+    """SIGHUP of a closed terminal. The driver leaves no file, so that the next driver starts at once."""
+    (tmp_path / "slow.json").write_text(json.dumps(formula_table()))
+    (tmp_path / "slow.py").write_text(
+        "import time\nfrom flops_fit_core.plugins import hookimpl\n\n\n"
+        "@hookimpl\ndef flops_fit_run_finished(run, result):\n    time.sleep(1)\n"
+    )
+    files = [tmp_path / name for name in ("slow.json", "study", "slow.py")]
+    process, terminal = start_in_terminal("run", files[0], "--out", files[1], "-p", files[2])
+    read_until(terminal, b"elapsed ")
+    os.close(terminal)
+    assert process.wait(60) == 130
+    assert not (tmp_path / "study" / "drivers").exists()
 
 
 def test_a_process_that_plans_a_study_again_is_visible_and_is_no_driver(tmp_path: Path, call) -> None:

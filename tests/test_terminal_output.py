@@ -138,6 +138,16 @@ def test_a_terminal_shows_escaped_text(evil: Path) -> None:
         assert not re.search("\x1b\\[2J|\x1b\\]|\u202e|\x9b|\u2066", shown)
 
 
+def test_answers_can_be_written_without_unicode(tmp_path: Path) -> None:
+    study = run(formula_table(), out=tmp_path / "study", progress=False)
+    study.folder.save_fit(study.fit)
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    command = [*FLOPS_FIT, "predict", str(tmp_path / "study" / "fit.json"), "--flops", "1e20"]
+    ended = subprocess.run(command, capture_output=True, env=environment, timeout=60, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert re.search(rb"N [\d.]+[MB]-[\d.]+[MB] ", ended.stdout), ended.stdout
+
+
 @pytest.mark.parametrize("name", [f"{EVIL}.toml", f"{EVIL}.csv", f"{EVIL}.json"])
 def test_file_names_and_arguments_are_escaped(tmp_path: Path, call, name: str) -> None:
     file = tmp_path / name.replace("\r", "")

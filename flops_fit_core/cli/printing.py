@@ -5,6 +5,7 @@ Everything printed is escaped (:func:`~flops_fit_core.plugins.escape_controls`),
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import json
 import logging
@@ -25,8 +26,25 @@ if TYPE_CHECKING:
     from flops_fit_core.report.answer import Answer
 
 
+PLAIN_SIGNS = {"–": "-", "—": "-", "…": "...", "×": "x", "±": "+-", "≈": "~", "−": "-"}
+"""Signs of answers -> text for a terminal or file that cannot encode them."""
+PLAIN_ERRORS = "flops-fit-plain"
+
+
+def _encode_plainly(error: UnicodeError) -> tuple[str, int]:
+    """Handle characters that an encoding lacks: plain text for signs, an escape for others."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    signs = error.object[error.start : error.end]
+    plain = (PLAIN_SIGNS.get(sign) or sign.encode("ascii", "backslashreplace").decode() for sign in signs)
+    return "".join(plain), error.end
+
+
+codecs.register_error(PLAIN_ERRORS, _encode_plainly)
+
+
 def reserve_stdout() -> None:
-    """Reserve standard output for ``sys.stdout`` of this process.
+    """Reserve standard output for ``sys.stdout`` of this process. It writes text that its encoding lacks plainly.
 
     Output of C libraries, subprocesses and workers to file descriptor 1 goes to standard error afterwards.
     """
@@ -41,7 +59,7 @@ def reserve_stdout() -> None:
         descriptor,
         "w",
         encoding=stdout.encoding,
-        errors=stdout.errors,
+        errors=PLAIN_ERRORS,
         buffering=1 if stdout.line_buffering else -1,
     )
 

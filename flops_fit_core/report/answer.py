@@ -14,6 +14,7 @@ from functools import partial
 from textwrap import TextWrapper
 
 from flops_fit_core.records import FAR, Diagnostic, Interval, LawFit, Optimum, ProfileMinimum
+from flops_fit_core.records.html import escape, html_block
 from flops_fit_core.report import numbers
 from flops_fit_core.report.datatable import on_set, singular
 
@@ -96,6 +97,10 @@ class Answer:
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the lines, with their columns aligned."""
+        return html_block(self.title, f"<pre>{escape(chr(10).join(self.lines()[1:]))}</pre>")
 
     # ------------------------------------------------------------------ parts
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import io
 import os
 import sys
@@ -12,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TextIO
 
 from flops_fit_core.records import RunResult
+from flops_fit_core.records.html import escape
 from flops_fit_core.study.live.state import Snapshot
 from flops_fit_core.study.live.text import ASCII_SYMBOLS, SYMBOLS, Line, result_line, view_lines
 
@@ -154,9 +154,9 @@ class NotebookDisplay(Display):
     def _html(self) -> str:
         snapshot = self.take_snapshot()
         percent = f"{100 * snapshot.share_done:.1f}"
-        lines = "\n".join(html.escape(line.text) for line in view_lines(snapshot, NOTEBOOK_WIDTH)[1:])
+        lines = "\n".join(escape(line.text) for line in view_lines(snapshot, NOTEBOOK_WIDTH)[1:])
         return (
-            f"<div><strong>{html.escape(snapshot.plan.name)}</strong> "
+            f"<div><strong>{escape(snapshot.plan.name)}</strong> "
             f'<progress max="100" value="{percent}" style="width: 20em; vertical-align: middle"></progress> '
             f"{snapshot.share_done:.0%}, {snapshot.done} of {len(snapshot.plan.runs)} runs"
             f'<pre style="margin: 0.3em 0; line-height: 1.3">{lines}</pre></div>'
