@@ -168,6 +168,14 @@ def test_a_file_with_runs_that_cannot_be_planned_is_reported(answer) -> None:
     assert "Edit my.toml, then type: flops-fit plan my.toml" in screen
 
 
+@pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
+def test_questions_have_no_style_on_a_plain_terminal(name: str, value: str, answer, monkeypatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    assert "\x1b[1mmodel" in answer()[1]
+    monkeypatch.setenv(name, value)
+    assert "\x1b" not in answer()[1]
+
+
 def test_the_end_of_the_answers_writes_no_file(answer) -> None:
     status, screen = answer("gpt")
     assert status == 130

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar, get_origin
 
@@ -156,7 +157,8 @@ def _check_table(kind: str, table: Mapping[str, Any], registry: Registry, overri
 
 def _ask(question: str, default: str | None, parse: Callable[[str], T]) -> T:
     """The answer, parsed. It is asked again as long as ``parse`` raises ConfigError."""
-    text = typer.style(question, bold=True)
+    is_plain = "NO_COLOR" in os.environ or os.environ.get("TERM") in ("dumb", "unknown")
+    text = question if is_plain else typer.style(question, bold=True)
     while True:
         answer = _until_interrupted(typer.prompt, text, default=default, show_default=bool(default))
         try:

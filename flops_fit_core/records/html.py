@@ -26,7 +26,9 @@ def html_list(items: Iterable[str]) -> str:
 def html_table(headings: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[bool] = ()) -> str:
     """A table. Columns are aligned to the right, or to the left where ``left`` is true."""
     sides = [*left, *[False] * (len(headings) - len(left))]
-    styles = [f' style="text-align: {"left" if side else "right"}"' for side in sides]
+    # Numbers and intervals do not wrap.
+    numeric = ' style="text-align: right; white-space: nowrap"'
+    styles = [' style="text-align: left"' if side else numeric for side in sides]
     head = "".join(f"<th{style}>{escape(text)}</th>" for text, style in zip(headings, styles, strict=True))
     body = "".join(
         "<tr>"

@@ -177,8 +177,7 @@ def _check_sizes(fit: LawFit, optima: Iterable[Optimum]) -> list[Diagnostic]:
     return [
         Diagnostic(
             code="outside-sizes",
-            message=f"C = {optimum.flops:.3g}: N_opt = {optimum.params.value:.3g} lies {optimum.outside} the "
-            f"trained sizes",
+            message=f"C = {numbers.scientific(optimum.flops)}: N_opt lies {optimum.outside} the trained sizes",
         )
         for optimum in optima
         if optimum.outside is not None and not (is_reported and low <= optimum.flops <= high)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from flops_fit_core.records import RunResult
 from flops_fit_core.records.html import escape
-from flops_fit_core.study.live.state import Snapshot
+from flops_fit_core.study.live.state import ESTIMATE_SECONDS, Snapshot
 from flops_fit_core.study.live.text import ASCII_SYMBOLS, SYMBOLS, Line, result_line, view_lines
 
 if TYPE_CHECKING:
@@ -51,15 +51,24 @@ class LineDisplay(Display):
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
+        self._snapshot: Snapshot | None = None
+        self._taken = 0.0
 
     def show_result(self, result: RunResult, position: int, *, elsewhere: bool = False) -> None:
-        snapshot = self.take_snapshot()
+        snapshot = self._recent_snapshot()
         seconds = None if snapshot.estimate is None else snapshot.estimate.seconds
         total = len(snapshot.plan.runs)
         text = result_line(result, position, total, remaining=seconds, elsewhere=elsewhere)
         encoding = getattr(self._file, "encoding", None) or "utf-8"
         self._file.write(text.encode(encoding, "replace").decode(encoding) + "\n")
         self._file.flush()
+
+    def _recent_snapshot(self) -> Snapshot:
+        """A snapshot of at most a second ago: with thousands of runs, one per result would slow a sweep."""
+        now = time.monotonic()
+        if self._snapshot is None or now - self._taken >= ESTIMATE_SECONDS:
+            self._snapshot, self._taken = self.take_snapshot(), now
+        return self._snapshot
 
 
 class TerminalDisplay(Display):
@@ -69,6 +78,8 @@ class TerminalDisplay(Display):
         self._console = console
         self._symbols = ASCII_SYMBOLS if console.options.ascii_only else SYMBOLS
         self._live: Live | None = None
+        self._total = 0
+        """Runs of the plan."""
         self._lengths: list[int] = []
         """Characters of each line that is on the screen."""
 
@@ -76,6 +87,7 @@ class TerminalDisplay(Display):
         from rich.live import Live
 
         super().start(take_snapshot)
+        self._total = len(take_snapshot().plan.runs)
         self._live = Live(
             console=self._console,
             refresh_per_second=REFRESHES_PER_SECOND,
@@ -86,8 +98,8 @@ class TerminalDisplay(Display):
         self._live.start()
 
     def show_result(self, result: RunResult, position: int, *, elsewhere: bool = False) -> None:
-        total = len(self.take_snapshot().plan.runs)
-        text = result_line(result, position, total, width=self._console.width - 1, elsewhere=elsewhere)
+        width = self._console.width - 1
+        text = result_line(result, position, self._total, width=width, elsewhere=elsewhere)
         self._console.print(self._text(Line(text, _STYLES.get(result.status, ""))), soft_wrap=True)
 
     def stop(self) -> None:

@@ -166,10 +166,12 @@ class SweepState:
     def snapshot(self, now: float | None = None) -> Snapshot:
         """The state at the Unix time ``now``."""
         with self._lock:
-            counts = dict.fromkeys(("completed", "diverged", "failed", "running", "waiting"), 0)
-            for run in self.plan.runs:
-                counts[self._state(run.id)] += 1
             running = [(self._runs[item.run], item) for item in self._all_running().values()]
+            counts = dict.fromkeys(("completed", "diverged", "failed"), 0)
+            for run_id in self._done:  # no run in training is among them
+                counts[self._results[run_id].status] += 1
+            counts["running"] = len(running)
+            counts["waiting"] = len(self._runs) - len(running) - len(self._done)
             failed = [self._results[key] for key in self._done if self._results[key].status == "failed"]
             return Snapshot(
                 plan=self.plan,
@@ -190,11 +192,6 @@ class SweepState:
 
     def _all_running(self) -> dict[str, Progress]:
         return {**self._running_elsewhere, **self._running}
-
-    def _state(self, run_id: str) -> str:
-        if run_id in self._running or run_id in self._running_elsewhere:
-            return "running"
-        return self._results[run_id].status if run_id in self._done else "waiting"
 
     def _estimate_if_due(self) -> TimeEstimate | None:
         """The time left. With thousands of runs an estimate takes a while, so it is made less often."""
