@@ -106,11 +106,15 @@ UNLIMITED = 100_000
 
 def console(error: bool = False) -> Console:
     """A console of the terminal's width, or of ``COLUMNS``; without limit if the output is a file or a pipe."""
-    from rich.console import Console
+    from rich.console import Console, ConsoleDimensions
 
     file = sys.stderr if error else _answers or sys.stdout
     plain = Console(file=file, highlight=False)
-    if plain.is_terminal or os.environ.get("COLUMNS", "").isdigit():
+    has_columns = os.environ.get("COLUMNS", "").isdigit()
+    if plain.is_dumb_terminal and not has_columns:  # rich assumes 80 columns
+        with contextlib.suppress(OSError):
+            plain.size = ConsoleDimensions(*os.get_terminal_size(file.fileno()))
+    if plain.is_terminal or has_columns:
         return plain
     return Console(file=file, highlight=False, width=UNLIMITED)
 
