@@ -111,7 +111,7 @@ function setTile(name, estimate, show, factor) {
   const rough = `about ${format(estimate.value)}`;
   tile.querySelector(".value").textContent = isFar ? span || rough : format(estimate.value);
   tile.querySelector(".interval").textContent = isFar && span ? rough : span;
-  tile.classList.toggle("far", isFar && span !== "");
+  tile.classList.toggle("far", isFar);
 }
 
 function describeDistance(factor, params) {
@@ -137,9 +137,9 @@ function showOutside(flops, serving) {
   const range = inside
     ? `At this budget, this page covers up to ${formatCount(largestServing(grid, flops))} ${page.unit} served.`
     : `This page covers ${formatScientific(low)} to ${formatScientific(high)} FLOPs.`;
-  const option = serving > 0 ? ` --inference-tokens ${serving.toPrecision(4) / 1}` : "";
+  const option = serving > 0 ? ` --inference-tokens ${formatScientific(serving, 4)}` : "";
   const command = document.createElement("code");
-  command.textContent = `flops-fit predict ${page.source || "STUDY"} --flops ${flops.toPrecision(6) / 1}${option}`;
+  command.textContent = `flops-fit predict ${page.source || "STUDY"} --flops ${formatScientific(flops, 6)}${option}`;
   setMessage("");
   field("message").classList.add("invalid");
   field("message").append(range, " Type ", command);
