@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import textwrap
@@ -417,6 +418,18 @@ def test_fit_and_predict_give_json(formula, call):
     predictions = json.loads(call("predict", formula, "--flops", "1e22", "--flops", "1e23", "--json")[1])
     assert [item["flops"] for item in predictions] == [1e22, 1e23]
     assert predictions[0] == prediction
+
+
+def test_a_loss_far_beyond_the_runs_comes_after_a_warning_with_one_digit(formula, call):
+    one_digit = r"loss \d\.\d–\d\.\d \(about \d\.\d\)"
+    first, second = call("predict", formula, "--params", "1e12", "--tokens", "1e14")[1].splitlines()
+    assert re.match(r"! [\d,]+x beyond your data: orders of magnitude only$", first)
+    assert re.match(rf"N = 1e\+12, D = 1e\+14: {one_digit}", second)
+    other_size = call("predict", formula, "--flops", "1e27", "--params", "1e12")[1]
+    sentence = r"  N = 1e12 would train on D = [1-9]0*[BT] to a loss of \d\.\d–\d\.\d \(about \d\.\d\)"
+    assert re.search(sentence, other_size)
+    inside = call("predict", formula, "--params", "1e9", "--tokens", "1e10")[1]
+    assert "!" not in inside
 
 
 def test_a_saved_fit_predicts_the_same_as_its_study(formula, call, tmp_path):

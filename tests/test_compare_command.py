@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -59,6 +60,15 @@ def studies(tmp_path_factory):
         (folder / f"{name}.json").write_text(json.dumps(table))
         assert run(["run", str(folder / f"{name}.json"), "--out", str(folder / name)]) == 0
     return folder
+
+
+def test_a_gain_far_beyond_the_runs_comes_after_its_distance_and_interval_with_one_digit(tables, call):
+    lines = call("compare", *tables, "--flops", "1.6e19", "--flops", "1.6e22")[1].splitlines()
+    heading = next(line for line in lines if "P(B beats A)" in line)
+    assert heading.index("90% interval") < heading.index(" gain ")
+    row = next(line for line in lines if "1.6e22" in line)
+    assert re.match(r" *1,000x beyond your data +1\.6e22 +\d\.?\d? to \d\.?\d? +~1 ", row), row
+    assert re.search(r" 1\.6e19 +1\.\d+ to 1\.\d+ +1\.\d+ ", "\n".join(lines))
 
 
 def test_two_tables_are_compared_with_their_assumptions(tables, call):

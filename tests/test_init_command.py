@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import jsonschema
@@ -97,6 +100,93 @@ def test_init_overwrites_nothing(call) -> None:
     status, _, error = call("init", "my.toml")
     assert (status, Path("my.toml").read_text()) == (2, "mine")
     assert "exists and is not overwritten" in error
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
+    """Runs ``init my.toml`` on a terminal with these answers. Returns the exit status and the screen."""
+
+    def run_init(*answers: str) -> tuple[int, str]:
+        screen = Terminal()
+        monkeypatch.setattr("sys.stdin", Terminal("".join(f"{line}\n" for line in answers)))
+        monkeypatch.setattr("sys.stderr", screen)
+        monkeypatch.setattr("sys.stdout", screen)
+        monkeypatch.setenv("COLUMNS", "80")
+        return flops_fit(["init", "my.toml"]), screen.getvalue()
+
+    return run_init
+
+
+def test_a_wrong_answer_is_asked_again(answer) -> None:
+    status, screen = answer("gtp", "gpt", "", "", "cpu", "many", "1e9,2e9", "n")
+    assert status == 0
+    assert "no model is named 'gtp'. Did you mean 'gpt'?" in screen
+    assert "write positive numbers of FLOPs with commas" in screen
+    experiment = load_experiment(Path("my.toml"), installed())
+    assert (experiment.device.spec.name, experiment.sweep.budgets) == ("cpu", (1e9, 2e9))
+
+
+def test_init_asks_for_the_options_that_a_plugin_needs(answer) -> None:
+    Path("models.py").write_text("def make(dim): ...\n")
+    status, screen = answer(
+        *("callable", "models.py", "", "models.py:make", "dim"),
+        *("tokens", "train.bin", "many", "train.bin", "50257", "", "1e9", "n"),
+    )
+    assert status == 0, screen
+    assert "write package.module:name, or file.py:name" in screen
+    assert "vocab_size: Input should be a valid integer" in screen
+    table = tomllib.loads(Path("my.toml").read_text())
+    assert table["model"] == {"name": "callable", "import_path": "models.py:make", "size_argument": "dim"}
+    assert table["dataset"] == {"name": "tokens", "path": "train.bin", "vocab_size": 50257}
+
+
+def test_a_model_brings_the_other_plugins_that_it_needs(answer) -> None:
+    command = "python train.py --lr {lr}"
+    assert answer("declared", "", "web 2024", "256", "64", "", command, "1e12", "n")[0] == 0
+    table = tomllib.loads(Path("my.toml").read_text())
+    assert table["dataset"] == {"name": "external", "label": "web 2024", "vocab_size": 256, "context": 64}
+    assert table["trainer"] == {"name": "command", "command": command}
+
+
+@pytest.mark.parametrize("model", ["gpt", "vit", "hf"])
+def test_the_runs_of_the_default_answers_can_be_planned(model: str, answer) -> None:
+    pytest.importorskip("transformers" if model == "hf" else "sklearn" if model == "vit" else "torch")
+    status, screen = answer(model, *[""] * 6)
+    assert status == 0, screen
+    assert int(re.search(r"^(\d+) runs, N ", screen, re.MULTILINE)[1]) >= 15
+
+
+def test_a_file_with_runs_that_cannot_be_planned_is_reported(answer) -> None:
+    status, screen = answer("vit", "text", "", "", "", "y")
+    assert status == 2
+    assert "choose a dataset of images" in screen
+    assert "Edit my.toml, then type: flops-fit plan my.toml" in screen
+
+
+@pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
+def test_questions_have_no_style_on_a_plain_terminal(name: str, value: str, answer, monkeypatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    assert "\x1b[1mmodel" in answer()[1]
+    monkeypatch.setenv(name, value)
+    assert "\x1b" not in answer()[1]
+
+
+def test_the_end_of_the_answers_writes_no_file(answer) -> None:
+    status, screen = answer("gpt")
+    assert status == 130
+    assert screen.endswith("\nerror: stopped: no file was written\n")
+    assert list(Path().iterdir()) == []
+
+
+def test_the_file_and_its_schema_have_no_marks_of_code(call) -> None:
+    assert call("init", "my.toml")[0] == 0
+    assert "``" not in Path("my.toml").read_text()
+    assert "``" not in Path("flops-fit.schema.json").read_text()
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import pty
 import re
+import select
+import signal
 import subprocess
 import sys
 import time
@@ -18,12 +22,15 @@ from small import formula_table
 from test_time_left import PLAN, RECORDED, RUNS, progress_of, result_of
 
 from flops_fit_core import Progress, RunError, RunResult, Study, SweepPlan, run
+from flops_fit_core.plugins import Logger
 from flops_fit_core.report.run_errors import describe_failures, group_errors
 from flops_fit_core.study.heartbeat import Heartbeat, announce_start, drivers, starting_processes, withdraw_start
 from flops_fit_core.study.live.displays import LineDisplay, TerminalDisplay, choose_display
+from flops_fit_core.study.live.other_drivers import OtherDriversReader
 from flops_fit_core.study.live.progress import SWITCH, SweepProgress, is_wanted
 from flops_fit_core.study.live.state import SweepState
 from flops_fit_core.study.live.text import ASCII_SYMBOLS, RUNNING_SHOWN, view_lines
+from flops_fit_core.study.time_left import TimeLeft
 
 RESULTS = [result_of(row, spec) for row, spec in zip(RECORDED, RUNS, strict=True)]
 OUT_OF_MEMORY = (
@@ -246,6 +253,87 @@ def test_run_prints_a_line_per_result_to_standard_error_by_default(
     assert capfd.readouterr() == ("", "")
 
 
+# ---------------------------------------------------------------------------- several drivers of a study
+
+
+class SlowLogger(Logger):
+    def finished(self, result: RunResult) -> None:
+        time.sleep(0.4)
+
+
+class OpenStore:
+    """The results of a study's store, as a driver reads them."""
+
+    def __init__(self) -> None:
+        self.stored: list[RunResult] = []
+
+    def results(self) -> list[RunResult]:
+        return self.stored
+
+
+def test_the_view_of_a_driver_shows_the_runs_of_all_drivers(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("flops_fit_core.study.live.other_drivers.READ_SECONDS", 0.0)
+    monkeypatch.setattr("flops_fit_core.study.live.other_drivers.SHARE_OF_READING", float("inf"))
+    file, store = io.StringIO(), OpenStore()
+    view = SweepProgress(
+        "runs/text-gpt",
+        RESULTS[:2],
+        ignored=[failed(RESULTS[2])],
+        workers=2,
+        other_drivers=OtherDriversReader(tmp_path, "this driver"),
+        display=LineDisplay(file),
+    )
+    view.started(PLAN)
+    store.stored = [*RESULTS[:2], failed(RESULTS[2]), *RESULTS[3:9]]
+    view.observe(store)
+    assert file.getvalue() == "", "without another driver, the store is not read"
+
+    other = Heartbeat(tmp_path, "another driver", "processes", workers=3)
+    speed = RUNS[10].tokens / 60
+    other.progress(Progress(run=RUNS[10].id, step=1, steps=RUNS[10].steps, tokens=1, tokens_per_second=speed))
+    other.write()
+    view.observe(store)
+    view.finished(RESULTS[8])  # read from the store a moment before: it is shown once
+    view._state._estimated = -float("inf")  # an estimate is due
+    snapshot = view._state.snapshot()
+    assert snapshot.counts == {"completed": 8, "diverged": 0, "failed": 0, "running": 1, "waiting": 14}
+    assert (snapshot.workers, snapshot.processes) == (5, 2)
+    lines = file.getvalue().splitlines()
+    assert [line[:8] for line in lines] == [f"[{place:>2}/23] " for place in range(3, 9)]
+    assert all("  other process" in line for line in lines)
+    assert "5 workers in 2 processes" in view_lines(snapshot, 79)[1].text
+    alone = TimeLeft(PLAN).estimate(RESULTS[:9], {item.id for item in [*RESULTS[:2], *RESULTS[3:9]]}, (), 2)
+    assert snapshot.estimate.seconds < 0.6 * alone.seconds, "five workers are faster than two"
+
+    store.stored = [*RESULTS[:2], RESULTS[2].model_copy(update={"attempt": 2}), *RESULTS[3:]]
+    other.close()
+    view.observe(store)  # its last results count, also after its end
+    assert view._state.snapshot().done == 23
+    assert view._state.snapshot().workers == 2
+    view.close()
+
+
+def test_two_drivers_both_show_the_progress_of_the_study(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flops_fit_core.study.live.other_drivers.READ_SECONDS", 0.1)
+    monkeypatch.delenv(SWITCH, raising=False)
+    folder = tmp_path / "shared"
+    arguments = [sys.executable, "-c", SLOW, str(Path(__file__).parent), str(folder), "sqlite"]
+    with subprocess.Popen(arguments) as sweep:
+        until = time.monotonic() + 60
+        while not (folder / "plan.json").exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        study = run(formula_table(), out=folder, loggers=[SlowLogger()])
+        assert sweep.wait(60) == 0
+    error = capfd.readouterr().err
+    total = len(study.plan.runs)
+    positions = [int(text) for text in re.findall(rf"^\[ *(\d+)/{total}\]  C ", error, re.MULTILINE)]
+    assert positions == list(range(total - len(positions) + 1, total + 1))
+    elsewhere = error.count("other process")
+    assert 0 < elsewhere < len(positions), error
+
+
 # ---------------------------------------------------------------------------- watching another process
 
 
@@ -308,6 +396,66 @@ def test_ctrl_c_ends_the_view_and_leaves_the_sweep_alone(tmp_path: Path, call, m
     assert "no longer watching; to look again: flops-fit watch " in error
     assert len(drivers(tmp_path / "study")) == 1
     heartbeat.close()
+
+
+CONTROLLED = """
+import fcntl, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+from flops_fit_core.cli.main import main
+main()
+"""
+"""flops-fit with standard input as its controlling terminal, whose end sends SIGHUP."""
+
+
+def start_in_terminal(*arguments: str | Path) -> tuple[subprocess.Popen[bytes], int]:
+    """Start flops-fit in a pseudo-terminal. Returns the process and the terminal."""
+    terminal, inner = pty.openpty()
+    command = [sys.executable, "-c", CONTROLLED, *map(str, arguments)]
+    environment = {**os.environ, "TERM": "xterm"}
+    streams = {"stdin": inner, "stdout": inner, "stderr": inner}
+    process = subprocess.Popen(command, start_new_session=True, env=environment, **streams)
+    os.close(inner)
+    return process, terminal
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_restores_the_cursor_of_a_terminal(tmp_path: Path, name: str) -> None:
+    run(formula_table(), out=tmp_path / "study", progress=False)
+    heartbeat = Heartbeat(tmp_path / "study", "a driver that trains", "local", workers=1)
+    heartbeat.write()
+    process, terminal = start_in_terminal("watch", tmp_path / "study")
+    screen = read_until(terminal, b"elapsed ")
+    process.send_signal(getattr(signal, name))
+    screen += read_until(terminal, b"no longer watching; to look again: ")
+    assert process.wait(60) == 0
+    os.close(terminal)
+    assert screen.count(b"\x1b[?25l") == screen.count(b"\x1b[?25h") == 1, "the cursor is hidden, and shown again"
+    heartbeat.close()
+
+
+def read_until(terminal: int, text: bytes) -> bytes:
+    """The output of a terminal up to a text. The rest of a chunk is included."""
+    screen, deadline = b"", time.monotonic() + 60
+    while text not in screen and time.monotonic() < deadline:
+        if select.select([terminal], [], [], 0.5)[0]:
+            screen += os.read(terminal, 65536)
+    assert text in screen, screen
+    return screen
+
+
+def test_the_end_of_the_terminal_ends_a_sweep_cleanly(tmp_path: Path) -> None:
+    """SIGHUP of a closed terminal. The driver leaves no file, so that the next driver starts at once."""
+    (tmp_path / "slow.json").write_text(json.dumps(formula_table()))
+    (tmp_path / "slow.py").write_text(
+        "import time\nfrom flops_fit_core.plugins import hookimpl\n\n\n"
+        "@hookimpl\ndef flops_fit_run_finished(run, result):\n    time.sleep(1)\n"
+    )
+    files = [tmp_path / name for name in ("slow.json", "study", "slow.py")]
+    process, terminal = start_in_terminal("run", files[0], "--out", files[1], "-p", files[2])
+    read_until(terminal, b"elapsed ")
+    os.close(terminal)
+    assert process.wait(60) == 130
+    assert not (tmp_path / "study" / "drivers").exists()
 
 
 def test_a_process_that_plans_a_study_again_is_visible_and_is_no_driver(tmp_path: Path, call) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html.parser
 import re
 from pathlib import Path
@@ -12,6 +13,8 @@ from small import formula_table
 
 from flops_fit_core import ConfigError, Diagnostic, Study, run
 from flops_fit_core.report.datatable import DataTable, column
+from flops_fit_core.study.live.displays import NotebookDisplay
+from flops_fit_core.study.live.state import SweepState
 
 nbformat = pytest.importorskip("nbformat", reason="nbclient and ipykernel are not installed")
 pytest.importorskip("ipykernel", reason="nbclient and ipykernel are not installed")
@@ -101,13 +104,17 @@ def test_names_and_messages_are_escaped(tmp_path: Path) -> None:
     optimum = study.predict(1e20).model_copy(update={"notes": (EVIL,)})
     table = DataTable(EVIL, EVIL, ("text",), ({"text": EVIL},), (column(EVIL, "text"),), diagnostics=(note,))
     evil = Study(plan, study.registry, study.folder, experiment=study.experiment)
-    for item in (plan, fit, optimum, table, evil):
-        shown = item._repr_html_()
+    progress = NotebookDisplay()
+    progress.take_snapshot = SweepState(plan, EVIL, 0.0).snapshot
+    answer = dataclasses.replace(study.answer(), title=EVIL, further=(EVIL,))
+    for item in (plan, fit, optimum, table, evil, answer, progress):
+        shown = item._html() if item is progress else item._repr_html_()
         tags = Tags()
         tags.feed(shown)
         assert not tags.names & {"script", "img"}, type(item)
         assert "&lt;script&gt;" in shown
         assert not re.search("[\x1b\u202e]", shown)
+        assert not re.search(r"color|background", shown), "the notebook chooses colours, light or dark"
 
 
 def test_a_study_without_a_law_says_why(tmp_path: Path) -> None:

@@ -482,16 +482,16 @@ def line_of(text):
 
 def test_a_sweep_in_which_every_run_fails_raises_its_first_error(tmp_path, call):
     place = f"{__file__}, line {line_of('raise RuntimeError')}, in forward"
-    with pytest.raises(SweepFailed, match=re.escape(f"RuntimeError: out of flour ({place})")) as caught:
+    message = f"  RuntimeError: out of flour\n    raised in {place}\n"
+    with pytest.raises(SweepFailed, match=re.escape(message)) as caught:
         optimal(tmp_path, Fails)
     assert str(caught.value).startswith("6 of 6 runs of study failed")
     assert len(Study.open(tmp_path / "study").results) == 6
 
 
 def test_a_sweep_in_which_some_runs_fail_warns_and_gives_the_rest(tmp_path, call):
-    with pytest.warns(
-        StudyWarning, match=r"4 of 6 runs of study failed, the first with RuntimeError: out of flour"
-    ):
+    message = r"4 of 6 runs of study failed:\n  RuntimeError: out of flour\n    raised in .*\n    4 runs: "
+    with pytest.warns(StudyWarning, match=message):
         study = optimal(tmp_path, FailsWide, counter="chinchilla")  # a trace would fail while it is planned
     assert [result.status for result in study.results].count("completed") == 2
 

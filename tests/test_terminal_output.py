@@ -10,6 +10,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import termios
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,6 +23,7 @@ from small import formula_table
 
 from flops_fit_core import Progress, RunError, RunResult, RunSpec, SweepPlan, run
 from flops_fit_core.cli.main import run as command
+from flops_fit_core.cli.printing import print_message
 from flops_fit_core.plugins import escape_controls
 from flops_fit_core.plugins.checked_json import read_checked, write_checked
 from flops_fit_core.report.datatable import DataTable, column
@@ -136,6 +138,29 @@ def test_a_terminal_shows_escaped_text(evil: Path) -> None:
         shown = in_terminal(*arguments)
         assert "evil\\x1b[2J\\x1b]0;title\\x07\\u202egnp\\x9b31m\\x7f\\r\\u2066" in shown.replace("\n", "")
         assert not re.search("\x1b\\[2J|\x1b\\]|\u202e|\x9b|\u2066", shown)
+
+
+def test_a_terminal_without_cursor_control_has_its_own_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    outer, inner = pty.openpty()
+    termios.tcsetwinsize(inner, (24, 50))
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.delenv("COLUMNS", raising=False)
+    with os.fdopen(inner, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        print_message("a message of more than fifty characters that is wrapped between words")
+    lines = os.read(outer, 1000).decode().splitlines()
+    os.close(outer)
+    assert lines == ["a message of more than fifty characters that is", "    wrapped between words"]
+
+
+def test_answers_can_be_written_without_unicode(tmp_path: Path) -> None:
+    study = run(formula_table(), out=tmp_path / "study", progress=False)
+    study.folder.save_fit(study.fit)
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    command = [*FLOPS_FIT, "predict", str(tmp_path / "study" / "fit.json"), "--flops", "1e20"]
+    ended = subprocess.run(command, capture_output=True, env=environment, timeout=60, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert re.search(rb"N [\d.]+[MB]-[\d.]+[MB] ", ended.stdout), ended.stdout
 
 
 @pytest.mark.parametrize("name", [f"{EVIL}.toml", f"{EVIL}.csv", f"{EVIL}.json"])

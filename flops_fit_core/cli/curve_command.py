@@ -12,6 +12,7 @@ from flops_fit_core.cli import arguments as args
 from flops_fit_core.cli.laws import column_pairs
 from flops_fit_core.cli.printing import print_json, print_notes, print_table, print_text
 from flops_fit_core.errors import ConfigError
+from flops_fit_core.plugins.percentages import format_share
 from flops_fit_core.records import Diagnostic
 
 if TYPE_CHECKING:
@@ -202,7 +203,8 @@ def _print(
         values = ", ".join(f"{name} {value:.4g}" for name, value in fit.parameters.items())
         name = f" {group}:" if several else ""
         print_text(f"Law {fit.law.name},{name} from {len(fit.names)} finished curves: {values}")
-        print_text(f"  residuals {fit.noise.total:.2%} of L; a new run lies {fit.spread:.2%} around the law")
+        total, spread = (format_share(value, 2) for value in (fit.noise.total, fit.spread))
+        print_text(f"  residuals {total} of L; a new run lies {spread} around the law")
     for group, text, loss in predictions:
         name = f"{group}, " if several else ""
         print_text(f"Final loss of {name}{text}: {loss.value:.4f} ({level:.0%} interval {_ends(loss)})")

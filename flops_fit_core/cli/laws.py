@@ -17,7 +17,8 @@ from flops_fit_core.errors import ConfigError, FitError
 from flops_fit_core.plugins.protocols import Fitter, LossLaw
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.plugins.registry.law_index import find_law
-from flops_fit_core.records import Diagnostic, LawFit, Observation, Optimum, Record
+from flops_fit_core.records import FAR, Diagnostic, Interval, LawFit, Observation, Optimum, Record
+from flops_fit_core.report.answer import Formats, describe_distance
 from flops_fit_core.study import Study
 from flops_fit_core.study.law import ISOFLOP
 
@@ -290,7 +291,7 @@ def print_loss(
     json: bool,
 ) -> None:
     """Print the loss of N parameters after D tokens, with the intervals of the law and of one further run."""
-    from flops_fit_core.fitting import predict_loss
+    from flops_fit_core.fitting import flops_of_run, predict_loss
 
     loss = predict_loss(law, params, tokens, unique_tokens, inputs)
     new_run = None
@@ -306,11 +307,24 @@ def print_loss(
             }
         )
         return
-    of_run = "" if new_run is None else f"; a new run {new_run.low:.4g} to {new_run.high:.4g}"
+    flops = flops_of_run(law, params, tokens)
+    factor = flops / law.flops_range[1]
+    if distance := describe_distance(flops, law.flops_range):
+        print_text(f"! {distance}{': orders of magnitude only' if factor > FAR else ''}", "yellow")
     print_text(
-        f"N = {numbers.count(params)}, D = {numbers.count(tokens)}: loss {loss} by "
-        f"{law.fitter.name}, {law.level:.0%}{of_run}"
+        f"N = {numbers.count(params)}, D = {numbers.count(tokens)}: loss {_describe_loss(loss, new_run, factor)} by {law.fitter.name}, "
+        f"{law.level:.0%}"
     )
+
+
+def _describe_loss(loss: Interval, new_run: Interval | None, factor: float) -> str:
+    """A loss with the interval of the law and that of a new run. ``factor``: C over the largest fitted C."""
+    if factor <= FAR:
+        of_run = "" if new_run is None else f", a new run {new_run.low:.4g} to {new_run.high:.4g}"
+        return f"{loss}{of_run}"
+    show = Formats.at(factor)
+    of_run = "" if new_run is None else f", a new run {numbers.span(new_run.low, new_run.high, show.loss, '–')}"
+    return f"{show.interval_first(loss, show.loss)}{of_run}"
 
 
 def parse_inputs(texts: Sequence[str]) -> dict[str, float]:
@@ -324,16 +338,17 @@ def parse_inputs(texts: Sequence[str]) -> dict[str, float]:
     return inputs
 
 
-def describe_extras(extra: Mapping[str, Any]) -> Iterator[str]:
-    """Sentences for the results of :func:`extras`."""
+def describe_extras(extra: Mapping[str, Any], law: LawFit) -> Iterator[str]:
+    """Sentences for the results of :func:`extras`. Beyond 100 times the largest budget, with one digit."""
     if "off_optimum" in extra:
         off = extra["off_optimum"]
+        factor = off.flops / law.flops_range[1]
+        digits = Formats.at(factor)
+        given_up = f"{off.loss_given_up:.4f}" if factor <= FAR else f"about {off.loss_given_up:.1g}"
         yield (
-            f"N = {numbers.count(off.params)} would train on D = {numbers.count(off.tokens)} to a "
-            f"loss of {off.loss}"
-            + (f", a new run {off.new_run.low:.4g} to {off.new_run.high:.4g}" if off.new_run else "")
-            + ": "
-            f"{off.loss_given_up:.4f} nats given up, {_describe_extra(off.extra_flops)}"
+            f"N = {numbers.count(off.params)} would train on D = {digits.count(off.tokens)} to a loss of "
+            f"{_describe_loss(off.loss, off.new_run, factor)}: {given_up} nats given up, "
+            f"{_describe_extra(off.extra_flops)}"
         )
     if "cost" in extra:
         cost = extra["cost"]

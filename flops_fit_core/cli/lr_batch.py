@@ -11,6 +11,7 @@ from flops_fit_core.cli.printing import print_json, print_message, print_notes, 
 from flops_fit_core.config import override_value
 from flops_fit_core.config import read_table as read_file
 from flops_fit_core.errors import ConfigError
+from flops_fit_core.plugins.percentages import format_share
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.records import Interval
 
@@ -132,14 +133,15 @@ def print_fit(fit: LrBatchFit) -> None:
     shape = "Quadratic" if fit.degree == 2 else "Cubic"
     print_text(
         f"{shape} surface of ln loss in {fit.n_runs} of {fit.n_table} runs, at most {fit.window:.2%} above the "
-        f"lowest loss of their N and D; {count_pairs(len(fit.cells))}; residual {fit.residual:.2%}. Intervals "
-        f"{method}, Student's t with {fit.degrees_of_freedom} degrees of freedom."
+        f"lowest loss of their N and D; {count_pairs(len(fit.cells))}; residual "
+        f"{format_share(fit.residual, 2)}. Intervals {method}, Student's t with "
+        f"{fit.degrees_of_freedom} degrees of freedom."
     )
     if fit.mean_regret is not None:
         worst = max(cell.regret for cell in fit.cells if cell.regret is not None)
         print_text(
-            f"Loss given up in held-out pairs of N and D: {fit.mean_regret:.3%} on average, {worst:.3%} at worst, "
-            "compared with their lowest run."
+            f"Loss given up in held-out pairs of N and D: {format_share(fit.mean_regret, 3)} on average, "
+            f"{format_share(worst, 3)} at worst, compared with their lowest run."
         )
 
 
@@ -182,7 +184,7 @@ def cells_table(fit: LrBatchFit) -> DataTable:
         column("its batch", "best_batch", numbers.count),
         column("lr*", "lr"),
         column("batch*", "batch"),
-        column("held-out regret", "regret", lambda value: f"{value:.3%}"),
+        column("held-out regret", "regret", lambda value: format_share(value, 3)),
     ]
     present = {name for name in rows[0] if any(row[name] is not None for row in rows)} if rows else set()
     fields = tuple(name for name in rows[0] if name in present)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
@@ -72,7 +73,7 @@ def main() -> None:
     """Entry point of ``flops-fit``."""
     reserve_stdout()
     escape_other_output()
-    signal.signal(signal.SIGTERM, _terminate)
+    _handle_ends()
     sys.exit(run(sys.argv[1:]))
 
 
@@ -99,7 +100,8 @@ def run(arguments: list[str]) -> int:
         print_error(str(error))
         return 1
     except (KeyboardInterrupt, typer.Abort):
-        print_error(interruption())
+        with contextlib.suppress(OSError):  # the terminal may be closed
+            print_error(interruption())
         return STOPPED
     except BrokenPipeError:
         # The reader of the output (head, less) has closed it: flushing to it would fail.
@@ -122,6 +124,16 @@ def run(arguments: list[str]) -> int:
         return 2
 
 
+def _handle_ends() -> None:
+    """Handle SIGTERM, and SIGHUP of a closed terminal, like Ctrl-C: stop the workers, keep results.
+
+    A signal that is ignored stays ignored, as SIGHUP under ``nohup``.
+    """
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _terminate)
+
+
 def _terminate(number: int, frame: Any) -> None:
-    """Handle SIGTERM like Ctrl-C: stop the workers, keep results."""
     raise KeyboardInterrupt

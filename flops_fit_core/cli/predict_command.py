@@ -102,7 +102,7 @@ def predict(
     sentences = [
         f"{f'C = {numbers.scientific(budget)}: ' if len(budgets) > 1 else ''}{line}"
         for budget, extra in zip(budgets, extras, strict=True)
-        for line in laws.describe_extras(extra)
+        for line in laws.describe_extras(extra, fitted.law)
     ]
     if peak_flops is not None:
         sentences.append(

@@ -5,6 +5,7 @@ Everything printed is escaped (:func:`~flops_fit_core.plugins.escape_controls`),
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import json
 import logging
@@ -25,8 +26,25 @@ if TYPE_CHECKING:
     from flops_fit_core.report.answer import Answer
 
 
+PLAIN_SIGNS = {"–": "-", "—": "-", "…": "...", "×": "x", "±": "+-", "≈": "~", "−": "-"}
+"""Signs of answers -> text for a terminal or file that cannot encode them."""
+PLAIN_ERRORS = "flops-fit-plain"
+
+
+def _encode_plainly(error: UnicodeError) -> tuple[str, int]:
+    """Handle characters that an encoding lacks: plain text for signs, an escape for others."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    signs = error.object[error.start : error.end]
+    plain = (PLAIN_SIGNS.get(sign) or sign.encode("ascii", "backslashreplace").decode() for sign in signs)
+    return "".join(plain), error.end
+
+
+codecs.register_error(PLAIN_ERRORS, _encode_plainly)
+
+
 def reserve_stdout() -> None:
-    """Reserve standard output for ``sys.stdout`` of this process.
+    """Reserve standard output for ``sys.stdout`` of this process. It writes text that its encoding lacks plainly.
 
     Output of C libraries, subprocesses and workers to file descriptor 1 goes to standard error afterwards.
     """
@@ -41,7 +59,7 @@ def reserve_stdout() -> None:
         descriptor,
         "w",
         encoding=stdout.encoding,
-        errors=stdout.errors,
+        errors=PLAIN_ERRORS,
         buffering=1 if stdout.line_buffering else -1,
     )
 
@@ -88,11 +106,15 @@ UNLIMITED = 100_000
 
 def console(error: bool = False) -> Console:
     """A console of the terminal's width, or of ``COLUMNS``; without limit if the output is a file or a pipe."""
-    from rich.console import Console
+    from rich.console import Console, ConsoleDimensions
 
     file = sys.stderr if error else _answers or sys.stdout
     plain = Console(file=file, highlight=False)
-    if plain.is_terminal or os.environ.get("COLUMNS", "").isdigit():
+    has_columns = os.environ.get("COLUMNS", "").isdigit()
+    if plain.is_dumb_terminal and not has_columns:  # rich assumes 80 columns
+        with contextlib.suppress(OSError):
+            plain.size = ConsoleDimensions(*os.get_terminal_size(file.fileno()))
+    if plain.is_terminal or has_columns:
         return plain
     return Console(file=file, highlight=False, width=UNLIMITED)
 
@@ -120,12 +142,21 @@ def interruption() -> str:
 
 def print_error(message: str) -> None:
     """Print an error to standard error."""
-    print(f"error: {escape_controls(message)}", file=sys.stderr)  # noqa: T201
+    if sys.stderr is not None and sys.stderr.isatty():
+        print_message(f"error: {message}")
+    else:
+        print(f"error: {escape_controls(message)}", file=sys.stderr)  # noqa: T201
 
 
 def print_message(message: str) -> None:
-    """Print a line to standard error that is not part of the answer."""
-    console(error=True).print(escape_controls(message), markup=False, emoji=False)
+    """Print a line to standard error that is not part of the answer, wrapped to the width of a terminal."""
+    from flops_fit_core.report.answer import wrap
+
+    output = console(error=True)
+    width = None if output.width == UNLIMITED else output.width
+    for line in escape_controls(message).split("\n"):
+        for part in wrap(line, width):
+            output.print(part, markup=False, emoji=False, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:

@@ -23,7 +23,7 @@ from flops_fit_core.cli.printing import (
 from flops_fit_core.cli.shared_options import share_options
 from flops_fit_core.cli.summary import print_summary
 from flops_fit_core.errors import ConfigError, FitError, FlopsFitError, raised_at
-from flops_fit_core.report.run_errors import group_errors
+from flops_fit_core.report.run_errors import group_errors, summarise_errors
 from flops_fit_core.study import Study
 
 
@@ -208,11 +208,11 @@ def print_outcome(study: Study, explain: bool = False) -> int:
             f"training is {state}: {finished} of {len(study.plan.runs)} runs are finished and stored. To fit and "
             f"report again without training: flops-fit report {study.folder.shown}"
         )
-    groups = group_errors(failed)
-    for group in groups:
-        print_message(str(group))
-    if groups:
-        print_message(f"'flops-fit show {study.folder.shown} {groups[0].ids[0][:6]}' prints the error in full")
+    for line in summarise_errors(failed):
+        print_message(line)
+    if failed:
+        first = group_errors(failed)[0].ids[0][:6]
+        print_message(f"'flops-fit show {study.folder.shown} {first}' prints the error in full")
     return 1 if failed or failures else 0
 
 

@@ -11,6 +11,7 @@ import typer
 from flops_fit_core.cli import arguments as args
 from flops_fit_core.cli.printing import print_json, print_message, print_table, print_text
 from flops_fit_core.errors import ConfigError, UserError
+from flops_fit_core.plugins.percentages import format_share
 from flops_fit_core.plugins.registry import Registry
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def _announce(lr_sweep: LearningRateSweep, rates: int, study: Study, folder: Pat
         f"{lr_sweep.option.name}, now {lr_sweep.option.value:.4g}: {rates} values a factor of 2 apart, "
         f"sizes {sizes}, D = {numbers.count(lr_sweep.tokens)} {study.plan.unit}, "
         f"{_counted(len(lr_sweep.seeds), 'seed')}: {rates * len(lr_sweep.measured) * len(lr_sweep.seeds)} runs, "
-        f"{numbers.scientific(flops)} FLOPs ({flops / study.plan.flops:.0%} of the plan's), in {folder}"
+        f"{numbers.scientific(flops)} FLOPs ({format_share(flops / study.plan.flops, 0)} the plan's), in {folder}"
     )
 
 

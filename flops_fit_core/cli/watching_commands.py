@@ -44,7 +44,8 @@ def status(
 
 
 def _summarise(study: Study, active: list[Driver]) -> dict[str, Any]:
-    from flops_fit_core.study.live.watching import current_progress, read_state
+    from flops_fit_core.study.live.other_drivers import current_progress
+    from flops_fit_core.study.live.watching import read_state
     from flops_fit_core.study.states import count_states, states_by_run
 
     results = study.results

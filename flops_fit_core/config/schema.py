@@ -10,6 +10,7 @@ from pydantic.errors import PydanticInvalidForJsonSchema
 
 from flops_fit_core.config.choices import DEFAULTS
 from flops_fit_core.config.experiment import Experiment, Sweep
+from flops_fit_core.config.starter import plain_text
 from flops_fit_core.plugins.registry import RegisteredSpec, Registry
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -22,7 +23,7 @@ def experiment_schema(registry: Registry) -> Schema:
     A table without ``name`` is not checked: its plugin may depend on the model or the dataset.
     """
     definitions: Schema = {}
-    fields = Experiment.model_json_schema()["properties"]
+    fields = _with_plain_texts(Experiment.model_json_schema()["properties"])
     properties: Schema = {"$schema": {"type": "string"}, "name": fields["name"]}
     properties["sweep"] = _options_schema(Sweep, "sweep", definitions)
     for name in fields:
@@ -76,5 +77,18 @@ def _options_schema(options: type[BaseModel], prefix: str, definitions: Schema) 
         schema = options.model_json_schema(ref_template=f"#/$defs/{key}.{{model}}")
     except PydanticInvalidForJsonSchema:  # an option of a type that JSON lacks
         return {"type": "object"}
+    schema = _with_plain_texts(schema)
     definitions |= {f"{key}.{name}": definition for name, definition in schema.pop("$defs", {}).items()}
     return {name: value for name, value in schema.items() if name not in ("title", "description")}
+
+
+def _with_plain_texts(value: Any) -> Any:
+    """The schema with descriptions that editors can show as they are."""
+    if isinstance(value, list):
+        return [_with_plain_texts(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: plain_text(item) if key == "description" and isinstance(item, str) else _with_plain_texts(item)
+        for key, item in value.items()
+    }

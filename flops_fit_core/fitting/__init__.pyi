@@ -55,6 +55,7 @@ from .predict import cheapest_to_serve as cheapest_to_serve
 from .predict import checklist as checklist
 from .predict import disagreement as disagreement
 from .predict import fit_table as fit_table
+from .predict import flops_of_run as flops_of_run
 from .predict import load_fit as load_fit
 from .predict import off_optimum as off_optimum
 from .predict import parameter_intervals as parameter_intervals

@@ -165,7 +165,7 @@ def outside_sizes(params: float, sizes: tuple[float, float]) -> tuple[Literal["b
         side = "above"
     else:
         return None, ""
-    return side, f"N_opt = {numbers.count(params)} lies {side} the trained sizes, N = {numbers.span(low, high)}"
+    return side, f"N_opt lies {side} the trained sizes, N = {numbers.span(low, high)}"
 
 
 def check_runs(runs: Runs, flops_per_token: FlopsPerToken) -> list[Diagnostic]:
@@ -189,24 +189,32 @@ def check_runs(runs: Runs, flops_per_token: FlopsPerToken) -> list[Diagnostic]:
     return diagnostics
 
 
+SAME_BUDGET = 1.01
+"""Budgets within this factor are equal."""
+
+
+def factor_beyond(flops: float, flops_range: tuple[float, float]) -> float | None:
+    """C over the largest fitted C; None for a C that does not lie beyond it."""
+    factor = flops / flops_range[1]
+    return factor if factor > SAME_BUDGET else None
+
+
 def extrapolation(flops: float, flops_range: tuple[float, float]) -> tuple[str, ...]:
     """Notes for a target C outside the fitted budgets."""
     low, high = flops_range
-    if flops > high * 1.01:
-        return (
-            (
-                f"extrapolated: C = {numbers.scientific(flops)} is {flops / high:.3g} times "
-                f"the largest fitted budget ({numbers.scientific(high)})"
-            ),
-        )
-    if flops < low / 1.01:
-        return (
-            (
-                f"extrapolated: C = {numbers.scientific(flops)} is 1/{low / flops:.3g} of "
-                f"the smallest fitted budget ({numbers.scientific(low)})"
-            ),
-        )
+    shown = numbers.scientific(flops)
+    if factor_beyond(flops, flops_range) is not None:
+        times, largest = _count_times(flops / high), numbers.scientific(high)
+        return (f"extrapolated: C = {shown} is {times} times the largest fitted budget ({largest})",)
+    if flops < low / SAME_BUDGET:
+        times, smallest = _count_times(low / flops), numbers.scientific(low)
+        return (f"extrapolated: C = {shown} is 1/{times} of the smallest fitted budget ({smallest})",)
     return ()
+
+
+def _count_times(factor: float) -> str:
+    """``2.5``, ``2,500``, ``3e7``."""
+    return f"{float(f'{factor:.2g}'):,g}" if factor < 1e6 else numbers.scientific(factor, 2)
 
 
 def _size_range(profile: Profile) -> tuple[float, float]:

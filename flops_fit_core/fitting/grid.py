@@ -9,7 +9,7 @@ import numpy as np
 from flops_fit_core import numbers
 from flops_fit_core.errors import FlopsFitError
 from flops_fit_core.fitting.data import Runs
-from flops_fit_core.fitting.diagnostics import describe_edge, explain_unusable, outside_sizes
+from flops_fit_core.fitting.diagnostics import describe_edge, explain_unusable, factor_beyond, outside_sizes
 from flops_fit_core.fitting.fitters.profiles import (
     Profile,
     fit_profile,
@@ -104,7 +104,9 @@ def _profiles(observations: Sequence[Observation]) -> tuple[list[Profile], Runs 
 
 
 def flag_outside(fit: LawFit, optimum: Optimum) -> Optimum:
-    """Mark the optimum if its N lies outside the sizes of the fitted runs."""
+    """Mark the optimum if its C lies beyond the fitted budgets, or its N outside the sizes of the fitted runs."""
+    if optimum.beyond is None:
+        optimum = optimum.model_copy(update={"beyond": factor_beyond(optimum.flops, fit.flops_range)})
     if optimum.outside is not None or fit.params_range is None:
         return optimum
     side, message = outside_sizes(optimum.params.value, fit.params_range)

@@ -120,6 +120,12 @@ def predict_loss(
     return new_run_interval(fit, float(point[0, 0]), draws, float(per_token) * tokens)
 
 
+@convert_numerical_errors
+def flops_of_run(fit: LawFit, params: float, tokens: float) -> float:
+    """C of a model of N parameters trained on D tokens, by the fit's FLOPs per token."""
+    return tokens * float(np.exp(FlopsPerToken.of_fit(fit)(np.log([params]))[0]))
+
+
 def without_draws(fit: LawFit) -> LawFit:
     """The same fit without intervals, which is faster to evaluate."""
     members = tuple(member.model_copy(update={"draws": {}}) for member in fit.members)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from flops_fit_core.records.base import Positive, Record, canonical_json, content_hash
 from flops_fit_core.records.fits import (
+    FAR,
     Diagnostic,
     Interval,
     Law,
@@ -32,6 +33,7 @@ from flops_fit_core.records.runs import (
 )
 
 __all__ = [
+    "FAR",
     "Diagnostic",
     "Evaluation",
     "Hyperparameters",

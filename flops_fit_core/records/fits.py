@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -15,6 +16,10 @@ from flops_fit_core.records.runs import PluginChoice
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+FAR = 101.0
+"""Beyond this multiple of the largest budget, numbers have one digit: 100, and 1% for budgets that runs miss."""
 
 
 class Observation(Record):
@@ -57,6 +62,14 @@ class Interval(Record):
         """Value, low and high end as text."""
         low, high = ("–" if end is None else show(end) for end in (self.low, self.high))
         return show(self.value), low, high
+
+
+def _with_ends(interval: Interval, show: Callable[[float], str], *, ends_first: bool) -> str:
+    """``1.85M (1.20M–2.70M)``; with the ends first ``1M–3M (about 2M)``."""
+    value, low, high = interval.cells(show)
+    if interval.low is None:
+        return f"about {value}" if ends_first else value
+    return f"{low}–{high} (about {value})" if ends_first else f"{value} ({low}–{high})"
 
 
 class Law(Record):
@@ -125,18 +138,44 @@ class Optimum(Record):
     """The same loss with an interval for one further run; None if the fit has no estimate of it."""
     notes: tuple[str, ...] = ()
     """For example how far C lies beyond the fitted budgets."""
+    beyond: float | None = None
+    """C over the largest fitted C if C lies beyond it; None otherwise, or if it is unknown."""
     outside: Literal["below", "above"] | None = None
     """Whether N lies below or above the trained sizes; None if it is among them, or if they are unknown."""
 
+    @property
+    def is_far(self) -> bool:
+        """Whether C is more than 100 times the largest fitted C: numbers are orders of magnitude."""
+        return self.beyond is not None and self.beyond > FAR
+
+    def __str__(self) -> str:
+        """The notes, and N, D and L with their intervals. With one digit, after the interval, if C is far."""
+        parts = [
+            f"{name} {_with_ends(interval, show, ends_first=self.is_far)}"
+            for name, interval, show in self._quantities()
+        ]
+        return "\n".join([*self.notes, f"C {power_of_ten(self.flops)}: {', '.join(parts)}"])
+
     def _repr_html_(self) -> str:
-        """For notebooks: N, D and L with their intervals."""
-        quantities = [("N_opt", self.params), ("D_opt", self.tokens), ("L", self.loss)]
-        if self.new_run is not None:
-            quantities.append(("L of a new run", self.new_run))
-        shows = {"N_opt": short_number, "D_opt": short_number}
-        rows = [(name, *interval.cells(shows.get(name, "{:.4f}".format))) for name, interval in quantities]
-        table = html_table(("", "estimate", "low", "high"), rows, (True,))
-        return html_block(f"Optimum for C = {power_of_ten(self.flops)} FLOPs", html_list(self.notes), table)
+        """For notebooks: N, D and L with their intervals. With one digit, after the interval, if C is far."""
+        cells = [(name, *interval.cells(show)) for name, interval, show in self._quantities()]
+        headings: tuple[str, ...] = ("", "estimate", "low", "high")
+        if self.is_far:
+            headings = ("", "low", "high", "estimate, order of magnitude")
+            cells = [(name, low, high, f"about {value}") for name, value, low, high in cells]
+        title = f"Optimum for C = {power_of_ten(self.flops)} FLOPs"
+        return html_block(title, html_list(self.notes), html_table(headings, cells, (True,)))
+
+    def _quantities(self) -> list[tuple[str, Interval, Callable[[float], str]]]:
+        """Name, interval and format of each quantity."""
+        digits = 1 if self.is_far else 3
+        show_count, show_loss = partial(short_number, digits=digits), f"{{:.{1 if self.is_far else 4}f}}".format
+        losses = [("L", self.loss), *([] if self.new_run is None else [("L of a new run", self.new_run)])]
+        return [
+            ("N_opt", self.params, show_count),
+            ("D_opt", self.tokens, show_count),
+            *((name, interval, show_loss) for name, interval in losses),
+        ]
 
 
 class Diagnostic(Record):

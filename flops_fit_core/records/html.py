@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Iterable, Sequence
 
 
@@ -25,7 +26,9 @@ def html_list(items: Iterable[str]) -> str:
 def html_table(headings: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[bool] = ()) -> str:
     """A table. Columns are aligned to the right, or to the left where ``left`` is true."""
     sides = [*left, *[False] * (len(headings) - len(left))]
-    styles = [f' style="text-align: {"left" if side else "right"}"' for side in sides]
+    # Numbers and intervals do not wrap.
+    numeric = ' style="text-align: right; white-space: nowrap"'
+    styles = [' style="text-align: left"' if side else numeric for side in sides]
     head = "".join(f"<th{style}>{escape(text)}</th>" for text, style in zip(headings, styles, strict=True))
     body = "".join(
         "<tr>"
@@ -36,19 +39,22 @@ def html_table(headings: Sequence[str], rows: Iterable[Sequence[str]], left: Seq
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def short_number(value: float) -> str:
-    """Three digits with a unit (``27.0K``, ``1.85M``), or a power of ten (``4e11``) from 1e15 on."""
+def short_number(value: float, digits: int = 3) -> str:
+    """Digits with a unit (``27.0K``, ``1.85M``), or a power of ten (``4e11``) from 1e15 on."""
+    rounded = float(f"{value:.{digits - 1}e}")
     for power, unit in enumerate(("", "K", "M", "B", "T")):
-        if abs(value) < 999.5 * 1000.0**power:
-            scaled = value / 1000.0**power
-            return f"{scaled:.{2 if abs(scaled) < 9.995 else 1 if abs(scaled) < 99.95 else 0}f}{unit}"
-    return power_of_ten(value)
+        scaled = rounded / 1000.0**power
+        if abs(scaled) < 1000:
+            decimals = digits - 1 - math.floor(math.log10(abs(scaled))) if scaled else 0
+            return f"{scaled:.{min(max(decimals, 0), digits - 1)}f}{unit}"
+    return power_of_ten(value, digits)
 
 
-def power_of_ten(value: float) -> str:
+def power_of_ten(value: float, digits: int = 3) -> str:
     """FLOPs: ``4e11``, ``2.35e18``."""
-    mantissa, exponent = f"{value:.2e}".split("e")
-    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
+    return f"{mantissa}e{int(exponent)}"
 
 
 def escape(text: str) -> str:

@@ -2,7 +2,8 @@
 
 An :class:`Answer` holds the numbers. ``lines(width)`` is its text: wrapped to a terminal's width, or one line per
 statement without a width. Precision falls with the distance from the runs: 3 digits within them, 2 digits up to
-:data:`FAR` times the largest budget, and 1 digit beyond, where the interval comes before the number.
+:data:`~flops_fit_core.records.FAR` times the largest budget, and 1 digit beyond, where the interval comes before
+the number.
 """
 
 from __future__ import annotations
@@ -14,14 +15,13 @@ from functools import partial
 from textwrap import TextWrapper
 
 from flops_fit_core import numbers
-from flops_fit_core.records import Diagnostic, Interval, LawFit, Optimum, ProfileMinimum
+from flops_fit_core.records import FAR, Diagnostic, Interval, LawFit, Optimum, ProfileMinimum
+from flops_fit_core.records.html import escape, html_block
 from flops_fit_core.report.datatable import on_set, singular
 
 MAX_LINES = 16
 """The most lines of an answer at 80 columns, unless more budgets were requested."""
 MAX_WARNINGS = 2
-FAR = 101.0
-"""Beyond this multiple of the largest budget, numbers have one digit: 100, and 1% for budgets that runs miss."""
 SAME_BUDGET = 1.01
 """Budgets within this factor are equal."""
 _ALWAYS = ("columns", "flops-6nd")
@@ -98,6 +98,10 @@ class Answer:
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the lines, with their columns aligned."""
+        return html_block(self.title, f"<pre>{escape(chr(10).join(self.lines()[1:]))}</pre>")
 
     # ------------------------------------------------------------------ parts
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from flops_fit_core import numbers
+from flops_fit_core.plugins.percentages import format_share
+from flops_fit_core.records import FAR
+from flops_fit_core.report.answer import describe_distance
 from flops_fit_core.report.datatable import Column, DataTable, Row
 
 if TYPE_CHECKING:
@@ -16,7 +19,12 @@ _FIELDS = ("flops", "gain", "gain_low", "gain_high", "lower_bound", "probability
 
 
 def gains_table(comparison: Comparison) -> DataTable:
-    """The gain per budget, with its interval and the probability that it is above 1."""
+    """The gain per budget, with its interval and the probability that it is above 1.
+
+    Rows beyond the common budgets start with the distance. Beyond 100 times the largest, intervals come first, and
+    gains have one digit.
+    """
+    low, high = comparison.flops_range
     rows = tuple(
         {
             "flops": item.flops,
@@ -29,15 +37,20 @@ def gains_table(comparison: Comparison) -> DataTable:
         }
         for item in comparison.gains
     )
+    gain = Column("gain", lambda row: _show_gain(row["gain"], row["flops"] / high))
+    interval = Column(f"{comparison.level:.0%} interval", lambda row: _show_interval(row, row["flops"] / high))
+    distance = Column("", lambda row: describe_distance(row["flops"], (low, high)), align_left=True)
+    is_outside = any(describe_distance(item.flops, (low, high)) for item in comparison.gains)
+    are_far = any(item.flops > FAR * high for item in comparison.gains)
     return DataTable(
         title="Compute-equivalent gain of B over A",
         caption="A needs gain x C for the loss that B reaches with C.",
         fields=_FIELDS,
         rows=rows,
         columns=(
+            *([distance] if is_outside else []),
             Column("C", lambda row: numbers.scientific(row["flops"])),
-            Column("gain", lambda row: f"{row['gain']:.4g}"),
-            Column(f"{comparison.level:.0%} interval", _show_interval),
+            *([interval, gain] if are_far else [gain, interval]),
             Column("P(B beats A)", lambda row: _show_probability(row["probability"])),
             Column("detectable", _show_detectable),
         ),
@@ -45,8 +58,16 @@ def gains_table(comparison: Comparison) -> DataTable:
     )
 
 
-def _show_interval(row: Row) -> str:
-    return "none" if row["gain_low"] is None else f"{row['gain_low']:.4g} to {row['gain_high']:.4g}"
+def _show_gain(gain: float, factor: float) -> str:
+    """A gain. ``factor``: C over the largest common C."""
+    return f"{gain:.4g}" if factor <= FAR else f"~{gain:.1g}"
+
+
+def _show_interval(row: Row, factor: float) -> str:
+    if row["gain_low"] is None:
+        return "none"
+    digits = 4 if factor <= FAR else 1
+    return f"{row['gain_low']:.{digits}g} to {row['gain_high']:.{digits}g}"
 
 
 def _show_detectable(row: Row) -> str:
@@ -93,7 +114,7 @@ def _describe_design(comparison: Comparison) -> str:
     text = f"{first} + {second} runs, {comparison.n_shared_cells} common (N, D) cells"
     if comparison.n_pairs:
         text += f", {comparison.n_pairs} pairs with equal N, D and seed"
-    text += f"; noise between equal runs: {comparison.noise:.2%} of the loss"
+    text += f"; noise between equal runs: {format_share(comparison.noise, 2)} of the loss"
     if comparison.pair_correlation is not None:
         # The sum with 0 replaces -0.00 by 0.00.
         text += f", correlation within a pair {round(comparison.pair_correlation, 2) + 0.0:.2f}"

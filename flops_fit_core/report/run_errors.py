@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from flops_fit_core.errors import raised_at
 from flops_fit_core.records import RunError, RunResult
 
 LINE_LENGTH = 70
@@ -22,6 +23,8 @@ class ErrorGroup:
     line: str
     """Type and message of the first run's error, in at most :data:`LINE_LENGTH` characters."""
     ids: tuple[str, ...]
+    where: str
+    """The line of the user's code that raised the first run's error; empty if it is unknown."""
 
     def __str__(self) -> str:
         """``3 runs failed: OutOfMemoryError: CUDA out of memory (first: 1a2b3c)``."""
@@ -50,17 +53,31 @@ def group_errors(results: Iterable[RunResult]) -> list[ErrorGroup]:
             line = "" if result.error is None else result.error.line
             groups.setdefault(_NUMBERS.sub("0", line)[:LINE_LENGTH], []).append(result)
     ordered = sorted(groups.values(), key=lambda group: -len(group))
-    return [ErrorGroup(describe_error(group[0].error), tuple(item.id for item in group)) for group in ordered]
+    return [_describe_group(group) for group in ordered]
+
+
+def _describe_group(results: Sequence[RunResult]) -> ErrorGroup:
+    error = results[0].error
+    where = "" if error is None else raised_at(error.traceback)
+    return ErrorGroup(describe_error(error), tuple(result.id for result in results), where)
+
+
+def summarise_errors(results: Iterable[RunResult]) -> list[str]:
+    """A line for each of the most frequent errors, and one that counts the others."""
+    groups = group_errors(results)
+    others = len(groups) - GROUPS_SHOWN
+    return [*map(str, groups[:GROUPS_SHOWN]), *([f"and {others} other errors"] if others > 0 else [])]
 
 
 def describe_failures(results: Iterable[RunResult], folder: str) -> list[str]:
-    """Lines of at most 80 characters about the failed runs; none if there are none."""
+    """Lines about the failed runs, of at most 80 characters except for file names; none if there are none."""
     groups = group_errors(results)
     if not groups:
         return []
     lines = [f"{_count_runs(sum(len(group.ids) for group in groups))} failed:"]
     for group in groups[:GROUPS_SHOWN]:
-        lines += [f"  {group.line}", f"    {_count_runs(len(group.ids))}: {_join_ids(group.ids)}"]
+        lines += [f"  {group.line}", *([f"    raised in {group.where}"] if group.where else [])]
+        lines.append(f"    {_count_runs(len(group.ids))}: {_join_ids(group.ids)}")
     if len(groups) > GROUPS_SHOWN:
         lines.append(f"  and {len(groups) - GROUPS_SHOWN} other errors")
     lines.append(f"  in full: flops-fit show {folder} {groups[0].ids[0][:6]}")

@@ -10,10 +10,11 @@ from functools import partial
 from typing import Any
 
 from flops_fit_core import numbers
-from flops_fit_core.records import Diagnostic, LawFit, Optimum, ProfileMinimum, RunResult, RunSpec, SweepPlan
-from flops_fit_core.report.answer import FAR, describe_distance
+from flops_fit_core.plugins.percentages import format_share
+from flops_fit_core.records import FAR, Diagnostic, LawFit, Optimum, ProfileMinimum, RunResult, RunSpec, SweepPlan
+from flops_fit_core.report.answer import describe_distance
 from flops_fit_core.report.datatable import Column, DataTable, Row, column, conventions
-from flops_fit_core.report.run_errors import group_errors
+from flops_fit_core.report.run_errors import summarise_errors
 
 # ---------------------------------------------------------------------------- of a fit
 
@@ -87,7 +88,7 @@ def laws_table(fit: LawFit) -> DataTable:
             Column("law", lambda row: str(row["law"]), align_left=True),
             Column("runs", lambda row: str(row["runs"]), align_left=True),
             Column("weight", lambda row: f"{row['weight']:.0%}"),
-            Column("error", lambda row: "–" if row["error"] is None else f"{100 * row['error']:.2f}%"),
+            Column("error", lambda row: "–" if row["error"] is None else format_share(row["error"], 2)),
             Column("a", lambda row: f"{row['a']:.3f}"),
             column("N_opt", "params", numbers.count),
             column("L", "loss", numbers.loss),
@@ -176,8 +177,7 @@ def _check_sizes(fit: LawFit, optima: Iterable[Optimum]) -> list[Diagnostic]:
     return [
         Diagnostic(
             code="outside-sizes",
-            message=f"C = {numbers.scientific(optimum.flops)}: N_opt = {numbers.count(optimum.params.value)} lies "
-            f"{optimum.outside} the trained sizes",
+            message=f"C = {numbers.scientific(optimum.flops)}: N_opt lies {optimum.outside} the trained sizes",
         )
         for optimum in optima
         if optimum.outside is not None and not (is_reported and low <= optimum.flops <= high)
@@ -244,8 +244,8 @@ _STYLES = {"completed": "", "diverged": "yellow", "failed": "red", "planned": "d
 def runs_table(results: Sequence[RunResult], plan: SweepPlan | None = None) -> DataTable:
     """The latest result of every run; with a plan, also runs without a result, as ``planned``.
 
-    D and C are those actually trained (null for planned runs). Errors are grouped in the diagnostics; the field
-    ``error`` has that of each run.
+    D and C are those actually trained, and those of the plan for planned runs. Errors are grouped in the
+    diagnostics; the field ``error`` has that of each run.
     """
     measured_fields = _measured_fields(results)
     rows = [_result_row(result) for result in results]
@@ -278,7 +278,7 @@ def runs_table(results: Sequence[RunResult], plan: SweepPlan | None = None) -> D
             column("time", "seconds", numbers.duration),
         ),
         style=lambda row: _STYLES[row["status"]],
-        diagnostics=tuple(Diagnostic(code="failed-runs", message=str(group)) for group in group_errors(results)),
+        diagnostics=tuple(Diagnostic(code="failed-runs", message=line) for line in summarise_errors(results)),
     )
 
 
@@ -296,8 +296,9 @@ def _measured_fields(results: Sequence[RunResult]) -> dict[str, str]:
 
 def _planned_row(run: RunSpec) -> Row:
     blank: dict[str, Any] = dict.fromkeys(_result_fields())
-    planned = {"id": run.id, "params": run.params, "seed": run.seed, "size": run.size, "budget": run.budget}
-    return blank | {"status": "planned", "synthetic": False} | planned
+    planned = {"id": run.id, "params": run.params, "tokens": run.tokens, "flops": run.flops}
+    cell = {"seed": run.seed, "size": run.size, "budget": run.budget}
+    return blank | {"status": "planned", "synthetic": False} | planned | cell
 
 
 def _result_row(result: RunResult) -> Row:

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from flops_fit_core import numbers
-from flops_fit_core.records import Interval
-from flops_fit_core.report.datatable import DataTable, Row, column
+from flops_fit_core.records import FAR, Interval
+from flops_fit_core.report.answer import describe_distance
+from flops_fit_core.report.datatable import Column, DataTable, Row, column
 
 if TYPE_CHECKING:
     from flops_fit_core.fitting import AccuracyForecast, TaskFit
@@ -42,8 +43,20 @@ def describe_task_fit(fit: TaskFit) -> Iterator[str]:
 
 
 def accuracy_table(fit: TaskFit, forecasts: Sequence[AccuracyForecast]) -> DataTable:
-    """Forecasts of a task, one per row."""
+    """Forecasts of a task, one per row.
+
+    If a row lies beyond 100 times the largest C of the runs, intervals come first, and its numbers have one digit.
+    """
     level = f"{fit.level:.0%}"
+    largest = fit.flops_range[1]
+    rows = tuple(_row(forecast) for forecast in forecasts)
+    accuracy = Column("accuracy", lambda row: _show_accuracy(row["accuracy"], row["flops"] / largest))
+    intervals = [
+        Column("law", lambda row: _ends(row["law"], row["flops"] / largest)),
+        Column("new run", lambda row: _ends(row["new_run"], row["flops"] / largest)),
+    ]
+    distance = Column("", lambda row: describe_distance(row["flops"], fit.flops_range), align_left=True)
+    are_far = any(row["flops"] > FAR * largest for row in rows)
     return DataTable(
         title=f"Forecast of {fit.task}",
         caption=(
@@ -51,16 +64,15 @@ def accuracy_table(fit: TaskFit, forecasts: Sequence[AccuracyForecast]) -> DataT
             f"the expected accuracy; new run: {level} interval of one further run."
         ),
         fields=("flops", "params", "tokens", "accuracy", "law", "new_run", "two_step", "direct"),
-        rows=tuple(_row(forecast) for forecast in forecasts),
+        rows=rows,
         columns=(
+            *([distance] if are_far else []),
             column("C", "flops", numbers.scientific),
             column("N", "params", numbers.count),
             column("D", "tokens", numbers.count),
-            column("accuracy", "accuracy", "{:.3f}".format),
-            column("law", "law", _ends),
-            column("new run", "new_run", _ends),
-            column("two steps", "two_step", _estimate),
-            column("direct", "direct", _estimate),
+            *([*intervals, accuracy] if are_far else [accuracy, *intervals]),
+            Column("two steps", lambda row: _show_accuracy(row["two_step"].value, row["flops"] / largest)),
+            Column("direct", lambda row: _show_accuracy(row["direct"].value, row["flops"] / largest)),
         ),
         diagnostics=fit.diagnostics,
     )
@@ -79,11 +91,13 @@ def _row(forecast: AccuracyForecast) -> Row:
     }
 
 
-def _ends(estimate: Interval) -> str:
+def _show_accuracy(value: float, factor: float) -> str:
+    """An accuracy. ``factor``: C over the largest C of the runs."""
+    return f"{value:.3f}" if factor <= FAR else f"~{value:.1f}"
+
+
+def _ends(estimate: Interval, factor: float) -> str:
     if estimate.low is None or estimate.high is None:
         return numbers.NONE
-    return f"{estimate.low:.3f} to {estimate.high:.3f}"
-
-
-def _estimate(estimate: Interval) -> str:
-    return f"{estimate.value:.3f}"
+    decimals = 3 if factor <= FAR else 1
+    return f"{estimate.low:.{decimals}f} to {estimate.high:.{decimals}f}"

@@ -1,9 +1,11 @@
 """A model of the time that a run takes, fitted to measured times.
 
-The time of a run is ``a tokens + b FLOPs + c steps + d`` with a, b, c, d >= 0: the cost of a token for any model,
-of arithmetic, of a step, and of a run. A token of an evaluation costs a third of a training token. Each size has a
-further factor, which is shrunk towards that of all sizes. This module imports neither numpy nor scipy, because
-``flops-fit status`` needs it.
+The time of a run is ``a tokens + b activations + c FLOPs + d steps + e`` with a, b, c, d, e >= 0: the cost of a
+token for any model, of reading and writing activations, of arithmetic, of a step, and of a run. The activations
+of a token grow with the width, so they are ``sqrt(FLOPs per token)``. Without them, the times of the smallest
+models are overestimated as long as only larger ones have run. A token of an evaluation costs a third of a
+training token. Each size has a further factor, which is shrunk towards that of all sizes. This module imports
+neither numpy nor scipy, because ``flops-fit status`` needs it.
 """
 
 from __future__ import annotations
@@ -20,6 +22,9 @@ from flops_fit_core.records import RunSpec
 SIZE_RUNS = 1.0
 """A size with so many runs has half of the factor that its runs alone would give it."""
 
+PRIOR_WEIGHT = 0.15
+"""Weight of each prior; the latest finished run has 1."""
+
 Vector = list[float]
 
 
@@ -28,7 +33,7 @@ class Sample:
     """A measured time and the quantities that explain it."""
 
     features: Vector
-    """Tokens, FLOPs, steps and runs."""
+    """Tokens, activations, FLOPs, steps and runs."""
     seconds: float
     weight: float
     params: int
@@ -83,20 +88,25 @@ class RunTimes:
 
 def training_features(run: RunSpec, share: float = 1.0) -> Vector:
     """Features of a share of a run's training, without its evaluations."""
-    return [share * run.tokens / run.devices, share * run.flops / run.devices, share * run.steps, 0.0]
+    return [*_token_features(run, share * run.tokens), share * run.steps, 0.0]
 
 
 def evaluation_features(run: RunSpec, tokens: float) -> Vector:
     """Features of a run's evaluations on ``tokens`` tokens, and of the run itself."""
-    equivalent = tokens / 3 / run.devices
-    return [equivalent, run.flops_per_token * equivalent, 0.0, 1.0]
+    return [*_token_features(run, tokens / 3), 0.0, 1.0]
+
+
+def _token_features(run: RunSpec, tokens: float) -> Vector:
+    """Tokens, activations and FLOPs on each device."""
+    per_device = tokens / run.devices
+    return [per_device, per_device * math.sqrt(run.flops_per_token), per_device * run.flops_per_token]
 
 
 def solve(samples: Sequence[Sample]) -> Vector:
     """Nonnegative coefficients with the least weighted squared relative errors.
 
-    Weak priors decide as long as the samples do not: of the time of a run, 30% grow with its tokens, 70% with its
-    FLOPs, and none with its steps.
+    Weak priors decide as long as the samples do not: of the time of a run, a third each grows with its tokens, its
+    activations and its FLOPs, and none with its steps.
     """
     rows = [[value / sample.seconds for value in sample.features] for sample in samples]
     typical = [statistics.median(column) for column in zip(*rows, strict=True)]
@@ -104,16 +114,19 @@ def solve(samples: Sequence[Sample]) -> Vector:
         ([sample.weight * value for value in row], sample.weight)
         for row, sample in zip(rows, samples, strict=True)
     ]
+    for k in range(3):
+        prior = [0.0] * len(typical)
+        prior[k] = PRIOR_WEIGHT * typical[k]
+        equations.append((prior, PRIOR_WEIGHT / 3))
     equations += [
-        ([0.15 * typical[0], 0.0, 0.0, 0.0], 0.15 * 0.3),
-        ([0.0, 0.15 * typical[1], 0.0, 0.0], 0.15 * 0.7),
-        ([0.0, 0.0, typical[2], 0.0], 0.0),
-        ([0.0, 0.0, 0.0, 0.05], 0.0),
+        ([0.0, 0.0, 0.0, typical[3], 0.0], 0.0),
+        ([0.0, 0.0, 0.0, 0.0, 0.05], 0.0),
     ]
-    scales = [max(abs(row[k]) for row, _ in equations) or 1.0 for k in range(4)]
+    scales = [max(abs(row[k]) for row, _ in equations) or 1.0 for k in range(len(typical))]
     scaled = [([value / scale for value, scale in zip(row, scales, strict=True)], y) for row, y in equations]
-    gram = [[math.fsum(row[i] * row[j] for row, _ in scaled) for j in range(4)] for i in range(4)]
-    target = [math.fsum(row[i] * y for row, y in scaled) for i in range(4)]
+    places = range(len(typical))
+    gram = [[math.fsum(row[i] * row[j] for row, _ in scaled) for j in places] for i in places]
+    target = [math.fsum(row[i] * y for row, y in scaled) for i in places]
     return [value / scale for value, scale in zip(_nonnegative(gram, target), scales, strict=True)]
 
 

@@ -22,6 +22,7 @@ from flops_fit_core.study.claims import ClaimRenewal, Claims, names_to_claim
 from flops_fit_core.study.directory import remove_temporary_files
 from flops_fit_core.study.heartbeat import Heartbeat, new_owner, remove_dead_drivers
 from flops_fit_core.study.jobs import lost_worker, missing_jobs, retried_jobs, without_finished_runs
+from flops_fit_core.study.live.progress import SweepProgress
 from flops_fit_core.study.loggers import Loggers
 from flops_fit_core.study.result_writer import ResultWriter
 
@@ -52,6 +53,7 @@ class Sweep:
         open_store: Opens the store again, for the thread that renews claims. None for a store that cannot be
             opened twice: its claims are renewed between events.
         heartbeat: Shows other processes that this driver lives; None without a folder.
+        view: The logger that shows this sweep. It reads the runs of other drivers from the store.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Sweep:
         folder: Path | None = None,
         open_store: Callable[[], ResultStore] | None = None,
         heartbeat: Heartbeat | None = None,
+        view: SweepProgress | None = None,
     ) -> None:
         self.plan = plan
         self.folder = folder
@@ -88,7 +91,9 @@ class Sweep:
         """Ids of runs that lost a worker."""
         self._finished: set[str] = set()
         self._heartbeat = heartbeat
-        self._loggers = Loggers(loggers if heartbeat is None else [*loggers, heartbeat])
+        self._view = view
+        own_loggers: list[Logger | None] = [view, *loggers, heartbeat]
+        self._loggers = Loggers(logger for logger in own_loggers if logger is not None)
         self._outbox = None if folder is None else Outbox(folder)
         self._claims = Claims(store, self.owner, LEASE_SECONDS)
         self._writer = ResultWriter(store, self._claims, self._outbox)
@@ -115,9 +120,12 @@ class Sweep:
                     self._handle(event)
                     self._dispatch()
                     self._renew_claims()
+                    self._observe_other_drivers()
                 self._renew_claims()
+                self._observe_other_drivers()
                 if not self._running and self._claimed_elsewhere:
                     self._wait_for_other_drivers()
+            self._observe_other_drivers(last=True)
         finally:
             self._close()
         results = self.results()
@@ -237,6 +245,15 @@ class Sweep:
         jobs = [without_finished_runs(job, self.store) for job in self._claimed_elsewhere]
         self._waiting.extend(job for job in jobs if job is not None)
         self._claimed_elsewhere = []
+
+    def _observe_other_drivers(self, *, last: bool = False) -> None:
+        if self._view is None:
+            return
+        try:
+            self._view.observe(self.store, last=last)
+        except Exception:  # as for loggers: a view does not stop a sweep
+            logger.exception("the view shows the runs of other drivers no more")
+            self._view = None
 
     def _renew_claims(self) -> None:
         self._renewal.renew_if_due(self.store)

@@ -8,13 +8,15 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 
 from flops_fit_core.config import Experiment, build_executor, build_logger, check_argument, list_slots
-from flops_fit_core.errors import StudyWarning, SweepFailed, raised_at
+from flops_fit_core.errors import StudyWarning, SweepFailed
 from flops_fit_core.planning.family_flops import record_family
 from flops_fit_core.plugins.protocols import Executor, Logger
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.records import RunResult, SweepPlan
+from flops_fit_core.report.run_errors import describe_failures
 from flops_fit_core.study.directory import INLINE, StudyFolder
 from flops_fit_core.study.heartbeat import Heartbeat, new_owner, withdraw_start
+from flops_fit_core.study.live.other_drivers import OtherDriversReader
 from flops_fit_core.study.live.progress import SweepProgress, is_wanted
 from flops_fit_core.study.model_check import record_model_check
 from flops_fit_core.study.other_stores import check_claims, check_no_other_driver, check_single_driver
@@ -67,26 +69,45 @@ def train_missing(
                 save_study(folder, experiment, plan, registry)
                 record_model_check(experiment, plan, folder.path)
                 record_family(experiment, plan, folder.path)
-            view: list[Logger] = []
+            view: SweepProgress | None = None
             if is_wanted(progress):
                 heartbeat.set_timings(timings or _measure_timings(plan, registry, results.planned))
-                stored = [] if retrain else results.planned
-                done = [result for result in stored if result.is_finished or not retry_failed]
-                view = [SweepProgress(folder.shown, done, workers=workers, timings=heartbeat.timings)]
+                done, ignored = _split_by_need(results.planned, retry_failed, retrain)
+                view = SweepProgress(
+                    folder.shown,
+                    done,
+                    ignored=ignored,
+                    workers=workers,
+                    timings=heartbeat.timings,
+                    other_drivers=OtherDriversReader(folder.path, heartbeat.owner),
+                )
             sweep = Sweep(
                 plan,
                 store,
                 _build_executor(experiment, settings),
                 registry,
-                loggers=[*view, *loggers, *own_loggers],
+                loggers=[*loggers, *own_loggers],
                 retry_failed=retry_failed,
                 retrain=retrain,
                 only=only,
                 folder=folder.path,
                 open_store=results.open_again,
                 heartbeat=heartbeat,
+                view=view,
             )
             return sweep.run()
+
+
+def _split_by_need(
+    results: Sequence[RunResult], retry_failed: bool, retrain: bool
+) -> tuple[list[RunResult], list[RunResult]]:
+    """The results that count as done, and those of runs that are trained again."""
+    done: list[RunResult] = []
+    trained_again: list[RunResult] = []
+    for result in results:
+        is_done = not retrain and (result.is_finished or not retry_failed)
+        (done if is_done else trained_again).append(result)
+    return done, trained_again
 
 
 def _measure_timings(plan: SweepPlan, registry: Registry, results: Sequence[RunResult]) -> Mapping[str, float]:
@@ -126,10 +147,8 @@ def check_outcome(plan: SweepPlan, results: Sequence[RunResult], folder: StudyFo
         if diverged and not completed:
             warnings.warn(f"all {diverged} runs of {folder.shown} diverged", StudyWarning, stacklevel=4)
         return
-    message = (
-        f"{len(failed)} of {len(plan.runs)} runs of {folder.shown} failed, the first with "
-        f"{_describe_error(failed[0])}. 'flops-fit show {folder.shown} {failed[0].id[:6]}' prints its traceback"
-    )
+    details = "\n".join(describe_failures(failed, folder.shown)[1:])
+    message = f"{len(failed)} of {len(plan.runs)} runs of {folder.shown} failed:\n{details}"
     if not completed:
         raise SweepFailed(message)
     warnings.warn(message, StudyWarning, stacklevel=4)
@@ -143,11 +162,3 @@ def _build_executor(experiment: Experiment, settings: StudySettings) -> Executor
         slots=list_slots(experiment.device),
     )
     return build_executor(experiment.executor, context)
-
-
-def _describe_error(result: RunResult) -> str:
-    """The error of a failed run, with the line of the user's code that raised it."""
-    if result.error is None:
-        return "no error"
-    line = raised_at(result.error.traceback)
-    return result.error.line + (f" ({line})" if line else "")

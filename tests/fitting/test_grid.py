@@ -81,7 +81,7 @@ def test_every_optimum_outside_the_trained_sizes_is_marked():
     assert [row["outside_sizes"] for row in table.json()] == ["below", "above"]
     assert [cells[-1] for cells in table.cells()] == ["N below the trained sizes", "500,000x beyond your data"]
     assert outside in str(table)
-    assert "C = 1e24: N_opt = " in str(table)
+    assert "C = 1e24: N_opt lies above the trained sizes" in str(table)
 
 
 def test_a_fitter_that_reports_no_sizes_is_checked_too():

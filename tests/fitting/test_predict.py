@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -55,6 +56,20 @@ def test_the_fit_of_a_table_keeps_its_diagnostics(tmp_path):
     assert fit.excluded["row 37"] == "loss is nan"
     (forward,) = [diagnostic for diagnostic in fit.diagnostics if diagnostic.code == "forward-only-flops"]
     assert forward.message.startswith("row 38: ")
+
+
+def test_an_optimum_far_beyond_the_runs_is_printed_with_one_digit_after_its_interval(noisy):
+    inside, near, far = (optimum(noisy, flops) for flops in (1e20, 1e22, 1e24))
+    assert (inside.beyond, near.beyond, far.beyond) == (None, pytest.approx(10), pytest.approx(1000))
+    number = r"\d+(\.\d+)?[KMBT]?"
+    assert re.search(rf"^C 1e22: N_opt {number} \({number}–{number}\), ", str(near), re.MULTILINE)
+    note, line = str(far).splitlines()[0], str(far).splitlines()[-1]
+    assert note == "extrapolated: C = 1e24 is 1,000 times the largest fitted budget (1e21)"
+    rough = r"[1-9]0*[KMBT]"
+    assert re.match(rf"C 1e24: N_opt {rough}–{rough} \(about {rough}\), D_opt {rough}–{rough} ", line)
+    assert re.search(r", L \d\.\d–\d\.\d \(about \d\.\d\)", line)
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", far._repr_html_())
+    assert re.fullmatch(rf"N_opt {rough} {rough} about {rough}", " ".join(cells[:4]))
 
 
 def test_a_saved_fit_predicts_the_same(noisy, tmp_path):

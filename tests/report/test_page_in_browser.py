@@ -169,19 +169,23 @@ def test_outside_the_grid_the_page_states_its_range_and_the_command(open_page):
     page.fill("#budget-flops", "1e30")
     message = page.inner_text("#budget-message")
     assert "covers 1e17 to 1e23 FLOPs" in message
-    assert "flops-fit predict runs/study --flops 1e+30" in message
+    assert "flops-fit predict runs/study --flops 1e30" in message
     assert prediction(page) is None
     page.fill("#budget-flops", "1e21")
     page.fill("#budget-serving", "1e18")
-    assert "--flops 1e+21 --inference-tokens 1000000000000000000" in page.inner_text("#budget-message")
+    assert "--flops 1e21 --inference-tokens 1e18" in page.inner_text("#budget-message")
 
 
 def test_far_beyond_the_runs_the_interval_comes_first(open_page, fit):
     page = open_page()
     page.fill("#budget-flops", "5e22")
-    tile = page.locator("[data-tile=params]")
-    assert " to " in tile.locator(".value").inner_text()
-    assert re.fullmatch(r"about \d0?0?\.?0*[KMBT]", tile.locator(".interval").inner_text())
+    for name, number in (("params", r"\d0?0?[KMBT]"), ("tokens", r"\d0?0?[KMBT]"), ("loss", r"\d\.\d")):
+        tile = page.locator(f"[data-tile={name}]")
+        assert re.fullmatch(f"{number} to {number}", tile.locator(".value").inner_text())
+        assert re.fullmatch(f"about {number}", tile.locator(".interval").inner_text())
+    assert re.search(r"train about \d0?0?[KMBT] parameters on about", page.inner_text("#answer-sentence"))
+    remark, sentence = (page.locator(name).bounding_box()["y"] for name in ("#answer-remark", "#answer-sentence"))
+    assert remark < sentence, "the warning comes before the numbers"
     assert "500x beyond the largest budget" in page.inner_text("#answer-remark")
 
 

@@ -129,10 +129,24 @@ def test_a_narrow_terminal_shows_whole_ids():
     assert "…" not in printed(table, width=60)
 
 
-def test_runs_that_are_only_planned_are_listed_without_results():
+def test_runs_that_are_only_planned_are_listed_with_their_planned_tokens():
     done, waiting = made_up_fits.result(seed=0), made_up_fits.result(seed=1)
-    table = runs_table([done], made_up_fits.plan([done, waiting]))
-    assert [(row["status"], row["tokens"]) for row in table.json()] == [("completed", 2000), ("planned", None)]
+    first, second = runs_table([done], made_up_fits.plan([done, waiting])).json()
+    assert (first["status"], first["tokens"]) == ("completed", 2000)
+    assert (second["status"], second["loss"], second["seconds"]) == ("planned", None, None)
+    assert (second["tokens"], second["flops"]) == (waiting.run.tokens, waiting.run.flops)
+
+
+def test_many_different_errors_take_a_few_lines():
+    results = [
+        made_up_fits.result(
+            seed=seed, status="failed", loss=None, error=RunError(type=f"Error{chr(65 + seed)}", message="no")
+        )
+        for seed in range(40)
+    ]
+    lines = [item.message for item in runs_table(results).diagnostics]
+    assert len(lines) == 6
+    assert lines[-1] == "and 35 other errors"
 
 
 def test_a_table_with_a_synthetic_run_is_marked():

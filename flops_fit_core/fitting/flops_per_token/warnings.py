@@ -8,6 +8,7 @@ import numpy as np
 
 from flops_fit_core import numbers
 from flops_fit_core.fitting.data import Floats, Ints
+from flops_fit_core.plugins.percentages import format_change, format_share
 
 _MIN_SPREAD = 0.02
 """Larger relative differences between runs of equal N are reported."""
@@ -29,15 +30,15 @@ def describe_flops_per_token(
     change = _change_with_tokens(size, ln_tokens, ln_flops)
     if spread > _MIN_SPREAD and change:
         message = (
-            f"FLOPs per token change with D: at equal N by {change:+.1%} for 10 times the tokens (a longer "
-            "context?). D at a given N and C is then an average; fit runs of the same context length"
+            f"FLOPs per token change with D: at equal N by {format_change(1 + change)} for 10 times the tokens (a "
+            "longer context?). D at a given N and C is then an average; fit runs of the same context length"
         )
         return (message,)
     warnings = []
     if spread > _MIN_SPREAD:
         warnings.append(
-            f"runs of equal N differ by {spread:.1%} in FLOPs per token, so D at a given N and C is an average; "
-            "fit runs with the same counter and the same shape per size"
+            f"runs of equal N differ by {format_share(spread)} in FLOPs per token, so D at a given N and C is an "
+            "average; fit runs with the same counter and the same shape per size"
         )
     x, first = np.unique(ln_params, return_index=True)
     residuals = (mean - curve)[first]
@@ -47,17 +48,16 @@ def describe_flops_per_token(
     jump = _find_jump(x, mean[first] - x, scatter)
     if jump is not None:
         warnings.append(
-            f"FLOPs per token over N jump by {jump.size:+.1%} between N = "
-            f"{numbers.count(float(np.exp(jump.below)))} and "
-            f"{numbers.count(float(np.exp(jump.above)))}, as between two model families or two "
-            "counters: optima near the jump "
+            f"FLOPs per token over N jump by {format_change(1 + jump.size)} between N = "
+            f"{numbers.count(float(np.exp(jump.below)))} and {numbers.count(float(np.exp(jump.above)))}, as between "
+            "two model families or two counters: optima near the jump "
             "are rough; fit each family separately"
         )
         return tuple(warnings)
     warnings.append(
-        f"FLOPs per token of the sizes scatter by {scatter:.1%} about a smooth curve in N (shapes vary between "
-        f"sizes): an optimum assumes a typical shape, and a model with {scatter:.1%} more FLOPs per token trains "
-        f"on {scatter:.1%} fewer tokens"
+        f"FLOPs per token of the sizes scatter by {format_share(scatter)} about a smooth curve in N (shapes vary "
+        f"between sizes): an optimum assumes a typical shape, and a model with {scatter:.1%} more FLOPs per token "
+        f"trains on {scatter:.1%} fewer tokens"
     )
     return tuple(warnings)
 

@@ -10,7 +10,7 @@ import numpy as np
 from flops_fit_core import numbers
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.data import Floats, Ints, Runs
-from flops_fit_core.fitting.diagnostics import extrapolation, note, outside_sizes
+from flops_fit_core.fitting.diagnostics import extrapolation, factor_beyond, note, outside_sizes
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
 from flops_fit_core.fitting.laws.surfaces import (
     LawSurface,
@@ -101,7 +101,14 @@ def describe_optimum(
     if new_run and covers_new_run(fit, training):
         of_new_run = new_run_interval(fit, loss.value, np.exp(np.clip(drawn[2], -700.0, 700.0)), training)
     return Optimum(
-        flops=flops, params=params, tokens=tokens, loss=loss, new_run=of_new_run, notes=notes, outside=side
+        flops=flops,
+        params=params,
+        tokens=tokens,
+        loss=loss,
+        new_run=of_new_run,
+        notes=notes,
+        beyond=factor_beyond(flops, fit.flops_range),
+        outside=side,
     )
 
 

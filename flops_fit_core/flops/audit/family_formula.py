@@ -9,6 +9,7 @@ from flops_fit_core.flops.audit.reference import MAX_MODULES, MAX_RUN_FLOPS, MAX
 from flops_fit_core.flops.audit.tracing import SAMPLES
 from flops_fit_core.flops.model_stats import SizeStats, build_on_meta
 from flops_fit_core.plugins.options import Options
+from flops_fit_core.plugins.percentages import format_change
 from flops_fit_core.plugins.protocols import Task
 from flops_fit_core.plugins.specs import ModelSpec
 
@@ -59,10 +60,11 @@ def _difference(reference: ReferenceFlops, options: Options, family_flops: float
     if not runs_fast and reference.is_exact(options):
         return None
     trace = reference.trace(options)
-    deviation = family_flops / trace.flops_per_token - 1
-    if abs(deviation) <= TOLERANCE:
+    ratio = family_flops / trace.flops_per_token
+    if abs(ratio - 1) <= TOLERANCE:
         return None
     if abs(family_flops / (3 * trace.forward) - 1) > TOLERANCE:
-        return f"{deviation:+.1%}"
-    ratio = trace.backward / trace.forward
-    return f"{deviation:+.1%} (it counts the backward pass as 2 forward passes; the trace has {ratio:.2f})"
+        return format_change(ratio)
+    backward = trace.backward / trace.forward
+    passes = f"it counts the backward pass as 2 forward passes; the trace has {backward:.2f}"
+    return f"{format_change(ratio)} ({passes})"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import io
 import os
 import sys
@@ -12,7 +11,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TextIO
 
 from flops_fit_core.records import RunResult
-from flops_fit_core.study.live.state import Snapshot
+from flops_fit_core.records.html import escape
+from flops_fit_core.study.live.state import ESTIMATE_SECONDS, Snapshot
 from flops_fit_core.study.live.text import ASCII_SYMBOLS, SYMBOLS, Line, result_line, view_lines
 
 if TYPE_CHECKING:
@@ -35,8 +35,9 @@ class Display(ABC):
         self.take_snapshot = take_snapshot
 
     @abstractmethod
-    def show_result(self, result: RunResult, position: int) -> None:
-        """Show a run that has finished, as the run number ``position`` that is done."""
+    def show_result(self, result: RunResult, position: int, *, elsewhere: bool = False) -> None:
+        """Show a run that has finished, as the run number ``position`` that is done. ``elsewhere``: another driver
+        of the study has trained it."""
 
     def refresh(self) -> None:  # noqa: B027 (a terminal is redrawn by a thread)
         """Show the present state, if it is due."""
@@ -50,14 +51,24 @@ class LineDisplay(Display):
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
+        self._snapshot: Snapshot | None = None
+        self._taken = 0.0
 
-    def show_result(self, result: RunResult, position: int) -> None:
-        snapshot = self.take_snapshot()
+    def show_result(self, result: RunResult, position: int, *, elsewhere: bool = False) -> None:
+        snapshot = self._recent_snapshot()
         seconds = None if snapshot.estimate is None else snapshot.estimate.seconds
-        text = result_line(result, position, len(snapshot.plan.runs), remaining=seconds)
+        total = len(snapshot.plan.runs)
+        text = result_line(result, position, total, remaining=seconds, elsewhere=elsewhere)
         encoding = getattr(self._file, "encoding", None) or "utf-8"
         self._file.write(text.encode(encoding, "replace").decode(encoding) + "\n")
         self._file.flush()
+
+    def _recent_snapshot(self) -> Snapshot:
+        """A snapshot of at most a second ago: with thousands of runs, one per result would slow a sweep."""
+        now = time.monotonic()
+        if self._snapshot is None or now - self._taken >= ESTIMATE_SECONDS:
+            self._snapshot, self._taken = self.take_snapshot(), now
+        return self._snapshot
 
 
 class TerminalDisplay(Display):
@@ -67,6 +78,8 @@ class TerminalDisplay(Display):
         self._console = console
         self._symbols = ASCII_SYMBOLS if console.options.ascii_only else SYMBOLS
         self._live: Live | None = None
+        self._total = 0
+        """Runs of the plan."""
         self._lengths: list[int] = []
         """Characters of each line that is on the screen."""
 
@@ -74,6 +87,7 @@ class TerminalDisplay(Display):
         from rich.live import Live
 
         super().start(take_snapshot)
+        self._total = len(take_snapshot().plan.runs)
         self._live = Live(
             console=self._console,
             refresh_per_second=REFRESHES_PER_SECOND,
@@ -83,9 +97,9 @@ class TerminalDisplay(Display):
         )
         self._live.start()
 
-    def show_result(self, result: RunResult, position: int) -> None:
-        total = len(self.take_snapshot().plan.runs)
-        text = result_line(result, position, total, width=self._console.width - 1)
+    def show_result(self, result: RunResult, position: int, *, elsewhere: bool = False) -> None:
+        width = self._console.width - 1
+        text = result_line(result, position, self._total, width=width, elsewhere=elsewhere)
         self._console.print(self._text(Line(text, _STYLES.get(result.status, ""))), soft_wrap=True)
 
     def stop(self) -> None:
@@ -128,7 +142,7 @@ class NotebookDisplay(Display):
         show: Any = notebook.display
         self._handle = show(self._output(), display_id=True)
 
-    def show_result(self, result: RunResult, position: int) -> None:
+    def show_result(self, result: RunResult, position: int, *, elsewhere: bool = False) -> None:
         self.refresh()
 
     def refresh(self) -> None:
@@ -152,9 +166,9 @@ class NotebookDisplay(Display):
     def _html(self) -> str:
         snapshot = self.take_snapshot()
         percent = f"{100 * snapshot.share_done:.1f}"
-        lines = "\n".join(html.escape(line.text) for line in view_lines(snapshot, NOTEBOOK_WIDTH)[1:])
+        lines = "\n".join(escape(line.text) for line in view_lines(snapshot, NOTEBOOK_WIDTH)[1:])
         return (
-            f"<div><strong>{html.escape(snapshot.plan.name)}</strong> "
+            f"<div><strong>{escape(snapshot.plan.name)}</strong> "
             f'<progress max="100" value="{percent}" style="width: 20em; vertical-align: middle"></progress> '
             f"{snapshot.share_done:.0%}, {snapshot.done} of {len(snapshot.plan.runs)} runs"
             f'<pre style="margin: 0.3em 0; line-height: 1.3">{lines}</pre></div>'

@@ -25,9 +25,12 @@ class Snapshot:
     running: Sequence[tuple[RunSpec, Progress]]
     """Runs in training, those of the largest budget first."""
     elapsed: float
-    """Seconds since the driver started."""
+    """Seconds since the first driver started."""
     estimate: TimeEstimate | None
     workers: int | None
+    """Jobs that all drivers train at the same time; None if unknown."""
+    processes: int
+    """Drivers of the study, this one included."""
     best: RunResult | None
     """The completed run with the lowest loss."""
     law: str
@@ -59,6 +62,7 @@ class SweepState:
         workers: Jobs that are trained at the same time; None if unknown.
         timings: Run id -> tokens per second, measured before the sweep.
         results: Results from before the sweep, which count as done.
+        ignored: Results from before the sweep of runs that are trained again.
     """
 
     def __init__(
@@ -70,15 +74,20 @@ class SweepState:
         workers: int | None = None,
         timings: Mapping[str, float] | None = None,
         results: Sequence[RunResult] = (),
+        ignored: Sequence[RunResult] = (),
     ) -> None:
         self.plan = plan
         self.workers = workers
+        self.processes = 1
         self._folder = folder
         self.started = started
         self._runs = {run.id: run for run in plan.runs}
         self._results = {result.id: result for result in results if result.id in self._runs}
         self._done = set(self._results)
+        self._seen = {(result.id, result.attempt) for result in (*results, *ignored)}
         self._running: dict[str, Progress] = {}
+        self._running_elsewhere: dict[str, Progress] = {}
+        """Progress of the runs of other drivers."""
         self._time_left = TimeLeft(plan, timings)
         self._law = LawSoFar()
         self._estimate: TimeEstimate | None = None
@@ -92,28 +101,54 @@ class SweepState:
         with self._lock:
             return len(self._done)
 
-    def add_result(self, result: RunResult) -> None:
-        """Add a result of this sweep, and fit the law again if it is due."""
-        if result.id not in self._runs:
-            return
+    def add_result(self, result: RunResult) -> bool:
+        """Add a result of this sweep, and fit the law again if it is due. Returns whether it was new."""
         with self._lock:
+            key = (result.id, result.attempt)
+            if result.id not in self._runs or key in self._seen:
+                return False
+            self._seen.add(key)
             self._results[result.id] = result
             self._done.add(result.id)
             self._running.pop(result.id, None)
+            self._running_elsewhere.pop(result.id, None)
             completed = self._completed()
         if result.loss is not None:
             self._law.update(self.plan, completed)
+        return True
 
     def add_progress(self, progress: Progress) -> None:
         """Add progress. A run that failed and is trained again is not done."""
+        with self._lock:
+            self._add_progress(progress, self._running)
+
+    def add_other_drivers(
+        self, running: Sequence[Progress], started: float, workers: int | None, processes: int
+    ) -> None:
+        """Replace the progress of the other drivers.
+
+        Args:
+            running: The runs that they train.
+            started: When the first of them started: Unix time in seconds.
+            workers: Jobs that all drivers train at the same time, with those of this one; None if unknown.
+            processes: All drivers, this one included.
+        """
+        with self._lock:
+            self._running_elsewhere = {}
+            self.workers, self.processes = workers, processes
+            self.started = min(self.started, started)
+            for item in running:
+                if item.run not in self._running:
+                    self._add_progress(item, self._running_elsewhere)
+
+    def _add_progress(self, progress: Progress, running: dict[str, Progress]) -> None:
         if progress.run not in self._runs:
             return
-        with self._lock:
-            result = self._results.get(progress.run)
-            if result is not None and progress.run in self._done and progress.attempt <= result.attempt:
-                return  # older than the result
-            self._done.discard(progress.run)
-            self._running[progress.run] = progress
+        result = self._results.get(progress.run)
+        if result is not None and progress.run in self._done and progress.attempt <= result.attempt:
+            return  # older than the result
+        self._done.discard(progress.run)
+        running[progress.run] = progress
 
     def replace(self, results: Sequence[RunResult], running: Sequence[Progress]) -> None:
         """Replace everything by results and progress that were read from a study."""
@@ -131,10 +166,12 @@ class SweepState:
     def snapshot(self, now: float | None = None) -> Snapshot:
         """The state at the Unix time ``now``."""
         with self._lock:
-            counts = dict.fromkeys(("completed", "diverged", "failed", "running", "waiting"), 0)
-            for run in self.plan.runs:
-                counts[self._state(run.id)] += 1
-            running = [(self._runs[item.run], item) for item in self._running.values()]
+            running = [(self._runs[item.run], item) for item in self._all_running().values()]
+            counts = dict.fromkeys(("completed", "diverged", "failed"), 0)
+            for run_id in self._done:  # no run in training is among them
+                counts[self._results[run_id].status] += 1
+            counts["running"] = len(running)
+            counts["waiting"] = len(self._runs) - len(running) - len(self._done)
             failed = [self._results[key] for key in self._done if self._results[key].status == "failed"]
             return Snapshot(
                 plan=self.plan,
@@ -143,6 +180,7 @@ class SweepState:
                 elapsed=max(0.0, (time.time() if now is None else now) - self.started),
                 estimate=self._estimate_if_due(),
                 workers=self.workers,
+                processes=self.processes,
                 best=min(self._completed(), key=lambda result: result.loss or 0.0, default=None),
                 law=self._law.text,
                 failed=sorted(failed, key=lambda result: result.finished),
@@ -152,17 +190,16 @@ class SweepState:
     def _completed(self) -> list[RunResult]:
         return [result for result in self._results.values() if result.loss is not None]
 
-    def _state(self, run_id: str) -> str:
-        if run_id in self._running:
-            return "running"
-        return self._results[run_id].status if run_id in self._done else "waiting"
+    def _all_running(self) -> dict[str, Progress]:
+        return {**self._running_elsewhere, **self._running}
 
     def _estimate_if_due(self) -> TimeEstimate | None:
         """The time left. With thousands of runs an estimate takes a while, so it is made less often."""
         now = time.monotonic()
         if now - self._estimated >= max(ESTIMATE_SECONDS, 50 * self._cost):
             results = list(self._results.values())
-            self._estimate = self._time_left.estimate(results, self._done, self._running.values(), self.workers)
+            running = self._all_running().values()
+            self._estimate = self._time_left.estimate(results, self._done, running, self.workers)
             self._estimated = time.monotonic()
             self._cost = self._estimated - now
         return self._estimate

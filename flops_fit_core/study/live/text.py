@@ -27,7 +27,13 @@ class Line:
 
 
 def result_line(
-    result: RunResult, position: int, total: int, *, remaining: float | None = None, width: int | None = None
+    result: RunResult,
+    position: int,
+    total: int,
+    *,
+    remaining: float | None = None,
+    width: int | None = None,
+    elsewhere: bool = False,
 ) -> str:
     """A finished run in a line: ``[7/23]  C 4e11  size 24  loss 1.6590  N 27.0K  D 1.85M  42 s``.
 
@@ -37,16 +43,18 @@ def result_line(
         total: Number of runs of the plan.
         remaining: Estimated time left, in seconds.
         width: The most characters; None for all.
+        elsewhere: Whether another driver of the study has trained it.
     """
     run = result.run
     parts = [f"[{position:>{len(str(total))}}/{total}]  C {numbers.scientific(run.budget)}", f"size {run.size}"]
     if run.seed:
         parts.append(f"seed {run.seed}")
+    driver = ["other process"] if elsewhere else []
     if result.status == "failed":
-        parts += [f"FAILED {result.id[:6]}", describe_error(result.error)]
+        parts += [f"FAILED {result.id[:6]}", *driver, describe_error(result.error)]
     else:
         parts.append("DIVERGED" if result.loss is None else f"loss {numbers.loss(result.loss)}")
-        parts += [f"N {numbers.count(run.params)}", f"D {numbers.count(run.tokens)}"]
+        parts += [*driver, f"N {numbers.count(run.params)}", f"D {numbers.count(run.tokens)}"]
         parts.append(numbers.duration(result.seconds))
     if remaining is not None and position < total:
         parts.append(f"about {whole_duration(remaining)} left")
@@ -126,9 +134,14 @@ def _times(snapshot: Snapshot, width: int) -> str:
     estimate = snapshot.estimate
     remaining = "not yet known" if estimate is None else f"about {whole_duration(estimate.seconds)}"
     parts = [f"elapsed {whole_duration(snapshot.elapsed)}", f"remaining {remaining}"]
-    if snapshot.workers is not None:
-        parts.append(f"{snapshot.workers} worker{'' if snapshot.workers == 1 else 's'}")
-    return join_parts(parts, width)
+    workers = "" if snapshot.workers is None else _count(snapshot.workers, "worker")
+    if snapshot.processes > 1:
+        workers = " in ".join(filter(None, [workers, _count(snapshot.processes, "process", "processes")]))
+    return join_parts([*parts, workers] if workers else parts, width)
+
+
+def _count(number: int, singular: str, plural: str = "") -> str:
+    return f"{number} {singular if number == 1 else plural or f'{singular}s'}"
 
 
 def _running_lines(snapshot: Snapshot, width: int, symbols: Sequence[str]) -> list[str]:

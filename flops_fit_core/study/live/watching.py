@@ -6,9 +6,10 @@ import time
 from collections.abc import Sequence
 
 from flops_fit_core.errors import StoreError
-from flops_fit_core.records import Progress, RunResult
+from flops_fit_core.records import RunResult
 from flops_fit_core.study.heartbeat import Driver, drivers, starting_processes
 from flops_fit_core.study.live.displays import Display
+from flops_fit_core.study.live.other_drivers import count_workers, current_progress
 from flops_fit_core.study.live.state import SweepState
 from flops_fit_core.study.study import Study
 
@@ -24,30 +25,13 @@ ENDED_POLLS = 2
 """A sweep has ended if no driver was there in so many reads: a driver may replace its file between two reads."""
 
 
-def current_progress(active: Sequence[Driver], results: Sequence[RunResult]) -> list[Progress]:
-    """The progress of the runs that are in training, by the files of the drivers."""
-    latest = {result.id: result for result in results}
-    return [
-        item
-        for driver in active
-        if driver.is_recent
-        for item in driver.running
-        if not _is_older(item, latest.get(item.run))
-    ]
-
-
-def _is_older(progress: Progress, result: RunResult | None) -> bool:
-    """Whether a result is at least as new as the progress of its run. The driver removes it a moment later."""
-    return result is not None and (result.is_finished or result.attempt > progress.attempt)
-
-
 def read_state(study: Study, active: Sequence[Driver]) -> SweepState:
     """The study's state. A failed run counts as done if it failed while a present driver has trained."""
     state = SweepState(
         study.plan,
         study.folder.shown,
         min((driver.started for driver in active), default=time.time()),
-        workers=_workers(active),
+        workers=count_workers(active),
         timings={run: speed for driver in active for run, speed in driver.timings.items()},
     )
     update_state(state, study, active, set())
@@ -59,7 +43,7 @@ def update_state(
 ) -> list[RunResult]:
     """Take over the study's results. Returns those not in ``seen`` (run id and attempt), and adds them to it."""
     results = study.results
-    state.workers = _workers(active)
+    state.workers, state.processes = count_workers(active), len(active)
     if active:
         state.started = min(driver.started for driver in active)
     running = current_progress(active, results)
@@ -105,10 +89,3 @@ def watch(study: Study, display: Display, poll_seconds: float = POLL_SECONDS) ->
             time.sleep(min(MAX_POLL_SECONDS, max(poll_seconds, reading / SHARE_OF_READING)))
     finally:
         display.stop()
-
-
-def _workers(active: Sequence[Driver]) -> int | None:
-    """Jobs that all drivers train at the same time; None if it is unknown for a driver."""
-    counts = [driver.workers for driver in active]
-    known = [count for count in counts if count is not None]
-    return sum(known) if known and len(known) == len(counts) else None

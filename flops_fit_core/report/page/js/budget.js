@@ -1,12 +1,12 @@
 // The budget field: shows the prediction for the reader's budget.
 
 import { page } from "./data.js";
-import { formatCount, formatFactor, formatLoss, formatRatio, formatRoughly, formatScientific, formatSpan } from "./format.js";
+import { formatCount, formatFactor, formatLoss, formatRatio, formatScientific, formatSpan, roughly } from "./format.js";
 import { largestServing, predict } from "./grid.js";
 
 const SECONDS_PER_DAY = 86400;
 const CAUTION = 10.01; // times the largest budget of the runs
-const FAR = 100; // beyond it, only the order of magnitude is shown
+const FAR = 101; // beyond it, only the order of magnitude is shown
 
 const field = (name) => document.getElementById(`budget-${name}`);
 
@@ -80,7 +80,7 @@ function showPrediction(prediction, mode) {
   const sentence = document.getElementById("answer-sentence");
   const served = servingTokens > 0 ? ` and ${formatCount(servingTokens)} ${page.unit} served` : "";
   const training = servingTokens > 0 ? " FLOPs of training" : " training FLOPs";
-  const show = factor > FAR ? (value) => formatRoughly(value, formatCount) : formatCount;
+  const show = factor > FAR ? (value) => `about ${formatCount(value, 1)}` : (value) => formatCount(value);
   sentence.replaceChildren(
     "For ", strong(formatScientific(flops)), `${training}${served}, train `,
     strong(`${show(params.value)} parameters`), " on ", strong(`${show(tokens.value)} ${page.unit}`), ".",
@@ -105,12 +105,13 @@ function strong(text) {
 /** Far beyond the runs, the interval comes first and the value has one digit. */
 function setTile(name, estimate, show, factor) {
   const tile = document.querySelector(`[data-tile="${name}"]`);
-  const span = formatSpan(estimate.low, estimate.high, show);
-  const isFar = factor > FAR && name !== "loss";
-  const rough = `about ${formatRoughly(estimate.value, show)}`;
-  tile.querySelector(".value").textContent = isFar ? span || rough : show(estimate.value);
+  const isFar = factor > FAR;
+  const format = isFar ? roughly(show) : (value) => show(value);
+  const span = formatSpan(estimate.low, estimate.high, format);
+  const rough = `about ${format(estimate.value)}`;
+  tile.querySelector(".value").textContent = isFar ? span || rough : format(estimate.value);
   tile.querySelector(".interval").textContent = isFar && span ? rough : span;
-  tile.classList.toggle("far", isFar && span !== "");
+  tile.classList.toggle("far", isFar);
 }
 
 function describeDistance(factor, params) {
@@ -136,9 +137,9 @@ function showOutside(flops, serving) {
   const range = inside
     ? `At this budget, this page covers up to ${formatCount(largestServing(grid, flops))} ${page.unit} served.`
     : `This page covers ${formatScientific(low)} to ${formatScientific(high)} FLOPs.`;
-  const option = serving > 0 ? ` --inference-tokens ${serving.toPrecision(4) / 1}` : "";
+  const option = serving > 0 ? ` --inference-tokens ${formatScientific(serving, 4)}` : "";
   const command = document.createElement("code");
-  command.textContent = `flops-fit predict ${page.source || "STUDY"} --flops ${flops.toPrecision(6) / 1}${option}`;
+  command.textContent = `flops-fit predict ${page.source || "STUDY"} --flops ${formatScientific(flops, 6)}${option}`;
   setMessage("");
   field("message").classList.add("invalid");
   field("message").append(range, " Type ", command);

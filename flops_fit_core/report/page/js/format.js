@@ -3,34 +3,34 @@
 const UNITS = ["", "K", "M", "B", "T"];
 const NONE = "–";
 
-/** Parameters or tokens: 950, 12.3K, 1.23B. */
-export function formatCount(value) {
+/** Parameters or tokens: 950, 12.3K, 1.23B; with one digit 1B. */
+export function formatCount(value, digits = 3) {
   if (!Number.isFinite(value)) return NONE;
-  if (Math.abs(value) < 1000 && Number.isInteger(value)) return String(value);
+  if (Math.abs(value) < 1000 && Number.isInteger(value)) return String(digits < 3 ? Number(value.toPrecision(digits)) : value);
   for (let power = 0; power < UNITS.length; power += 1) {
-    const digits = threeDigits(value / 1000 ** power);
-    if (Number(digits) < 1000) return digits + UNITS[power];
+    const text = significant(value / 1000 ** power, digits);
+    if (Number(text) < 1000) return text + UNITS[power];
   }
-  return formatScientific(value);
+  return formatScientific(value, digits);
 }
 
 /** FLOPs: 4.5e18, 1e21. */
-export function formatScientific(value) {
+export function formatScientific(value, digits = 3) {
   if (!Number.isFinite(value)) return NONE;
   if (value === 0) return "0";
-  const [mantissa, exponent] = value.toExponential(2).split("e");
-  return `${mantissa.replace(/\.?0+$/, "")}e${Number(exponent)}`;
+  const [mantissa, exponent] = value.toExponential(digits - 1).split("e");
+  return `${mantissa.includes(".") ? mantissa.replace(/\.?0+$/, "") : mantissa}e${Number(exponent)}`;
 }
 
-/** Nats: 2.3456. */
-export function formatLoss(value) {
-  return Number.isFinite(value) ? value.toFixed(4) : NONE;
+/** Nats: 2.3456; with one digit 2.3. */
+export function formatLoss(value, digits = 4) {
+  return Number.isFinite(value) ? value.toFixed(digits) : NONE;
 }
 
 /** Tokens per parameter: 20.3, 0.52. */
-export function formatRatio(value) {
+export function formatRatio(value, digits = 3) {
   if (!Number.isFinite(value)) return NONE;
-  return Math.abs(value) < 9999.5 ? threeDigits(value) : formatScientific(value);
+  return Math.abs(value) < 9999.5 ? significant(value, digits) : formatScientific(value, digits);
 }
 
 /** How many times: 10x, 2.5x. */
@@ -42,13 +42,14 @@ export function formatSpan(low, high, show) {
   return low === null || high === null ? "" : `${show(low)} to ${show(high)}`;
 }
 
-/** One significant digit, for predictions far beyond the runs. */
-export function formatRoughly(value, show) {
-  return Number.isFinite(value) ? show(Number(value.toPrecision(1))) : NONE;
+/** The format with one digit, for predictions far beyond the runs. */
+export function roughly(show) {
+  return (value) => show(value, 1);
 }
 
-function threeDigits(value) {
+function significant(value, digits) {
   if (value === 0) return "0";
-  const rounded = Math.abs(Number(value.toPrecision(3)));
-  return value.toFixed(Math.max(0, 2 - Math.floor(Math.log10(rounded))));
+  const rounded = Number(value.toPrecision(digits));
+  const decimals = Math.max(0, digits - 1 - Math.floor(Math.log10(Math.abs(rounded))));
+  return (digits >= 3 ? value : rounded).toFixed(decimals); // 1234 keeps its digits
 }
