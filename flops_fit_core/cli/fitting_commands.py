@@ -8,7 +8,13 @@ from typing import Annotated
 import typer
 
 from flops_fit_core.cli import arguments as args
-from flops_fit_core.cli.law_options import LawArgument, law_source
+from flops_fit_core.cli.law_options import (
+    AllowDifferencesOption,
+    FilterAOption,
+    FilterBOption,
+    LawArgument,
+    law_source,
+)
 from flops_fit_core.cli.laws import LawRequest
 from flops_fit_core.cli.printing import print_json, print_text
 from flops_fit_core.cli.shared_options import share_options
@@ -27,6 +33,10 @@ def register(app: typer.Typer) -> None:
 def report(
     request: LawRequest,
     registry: Registry,
+    others: Annotated[
+        list[Path] | None,
+        typer.Argument(help="A second source, to overlay both on one page: B. SOURCE is A.", metavar="SECOND"),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -35,11 +45,20 @@ def report(
             metavar="FOLDER",
         ),
     ] = None,
+    filter_a: FilterAOption = None,
+    filter_b: FilterBOption = None,
+    allow_differences: AllowDifferencesOption = False,
 ) -> None:
-    """Write the page, figures (PNG, SVG) and tables of a study, a table of runs or a saved fit."""
+    """Write the page, figures (PNG, SVG) and tables of a study, a table of runs or a saved fit, or of two."""
+    from flops_fit_core.cli.overlay_sources import OverlayRequest, write_sources_overlay
     from flops_fit_core.cli.report_sources import write_source_report
 
-    for file in write_source_report(request, registry, out):
+    overlay = OverlayRequest(request, others or (), filter_a or (), filter_b or (), allow_differences)
+    if overlay.check():
+        files = write_sources_overlay(overlay, registry, out)
+    else:
+        files = write_source_report(request, registry, out)
+    for file in files:
         print_text(str(file))
 
 

@@ -39,12 +39,17 @@ def write_source_report(request: LawRequest, registry: Registry, out: Path | Non
         return _write(request, registry, out, fitted.law, fitted.fitter, ())
     if request.is_table(registry):
         return _write_table(request, registry, out)
+    refuse_other_law(request)
+    return open_request_study(request, registry).report(out)
+
+
+def refuse_other_law(request: LawRequest) -> None:
+    """Raises ConfigError for options that choose another law than that of a study's experiment."""
     if refits := [text for text in (request.law, request.fitter, *request.options) if text]:
         raise ConfigError(
             f"{', '.join(refits)}: the report of a study shows the law of its experiment. For another law, type "
-            f"flops-fit fit {source} --out fit.json with these options, then flops-fit report fit.json"
+            f"flops-fit fit {request.source} --out fit.json with these options, then flops-fit report fit.json"
         )
-    return open_request_study(request, registry).report(out)
 
 
 def _write_table(request: LawRequest, registry: Registry, out: Path | None) -> list[Path]:

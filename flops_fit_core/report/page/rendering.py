@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -31,7 +32,7 @@ def render_page(content: ReportContent) -> str:
     """The page as HTML text. Equal content gives equal text."""
     table = build_run_table(content)
     checks = list_checks(content)
-    template = _environment().get_template("page.html.jinja")
+    template = page_environment().get_template("page.html.jinja")
     return template.render(
         content=content,
         fit=content.fit,
@@ -52,10 +53,13 @@ def render_page(content: ReportContent) -> str:
 
 
 @cache
-def _environment() -> Environment:
-    """Templates that escape every value as HTML, and control characters as on a terminal."""
+def page_environment(*folders: Path, files: assets.PageFiles = assets.REPORT) -> Environment:
+    """Templates that escape every value as HTML, and control characters as on a terminal.
+
+    ``folders`` have further templates. ``files`` are the style sheets and scripts of the page.
+    """
     environment = Environment(
-        loader=FileSystemLoader(assets.FOLDER / "templates"),
+        loader=FileSystemLoader([*folders, assets.FOLDER / "templates"]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -65,9 +69,9 @@ def _environment() -> Environment:
     environment.globals.update(
         numbers=numbers,
         # Files of this package are markup; everything else is escaped.
-        style=Markup(assets.style()),  # noqa: S704
-        scripts=[Markup(script) for script in assets.scripts()],  # noqa: S704
-        security_policy=assets.security_policy(),
+        style=Markup(assets.style(files)),  # noqa: S704
+        scripts=[Markup(script) for script in assets.scripts(files)],  # noqa: S704
+        security_policy=assets.security_policy(files),
         tiles=tiles,
         exponents=exponents,
         conventions=conventions,
