@@ -51,6 +51,12 @@ class OverlayRequest:
             "--filter-b": bool(self.filter_b),
             "--allow-differences": self.allow_differences,
         }
+        is_same = len(self.others) == 1 and _same_file(self.first.source, self.others[0])
+        if is_same and self.filter_a == self.filter_b:
+            raise ConfigError(
+                f"A and B are both {self.first.source}: name another source, or choose rows of one table with "
+                "--filter-a COLUMN=TEXT and --filter-b COLUMN=TEXT"
+            )
         if not self.others and any(options.values()):
             names = [name for name, is_set in options.items() if is_set]
             raise ConfigError(
@@ -58,6 +64,10 @@ class OverlayRequest:
                 "rows of one table, use --filter"
             )
         return bool(self.others)
+
+
+def _same_file(first: Path, second: Path) -> bool:
+    return first.resolve() == second.resolve()
 
 
 def write_sources_overlay(overlay: OverlayRequest, registry: Registry, out: Path | None) -> list[Path]:
@@ -115,7 +125,7 @@ def _choose_names(
     """File names, or paths if the names are equal; with the texts by which rows of one table differ."""
     paths = [request.source for request in requests]
     names = [path.resolve().name for path in paths]
-    if paths[0].resolve() == paths[1].resolve() and any(filters):
+    if _same_file(*paths) and any(filters):
         texts = [", ".join(text.partition("=")[2] for text in own) for own in filters]
         return tuple(text or name for text, name in zip(texts, names, strict=True))  # type: ignore[return-value]
     if names[0] == names[1]:
@@ -176,8 +186,9 @@ def _default_folder(request: LawRequest, first: Side, second: Side, registry: Re
 
 
 def _compare_command(overlay: OverlayRequest, requests: tuple[LawRequest, LawRequest], registry: Registry) -> str:
-    """``flops-fit compare A B`` with the options that choose the same rows; empty for a saved fit."""
-    if any(_kind(request, registry) == "fit" for request in requests):
+    """``flops-fit compare A B`` with the options that choose the same rows; empty for sources that it refuses."""
+    kinds = {_kind(request, registry) for request in requests}
+    if "fit" in kinds or (kinds == {"study", "table"} and overlay.first.table_options()):
         return ""
     options = [("--column", text) for text in overlay.first.columns]
     options += [("--filter", text) for text in overlay.first.filters]

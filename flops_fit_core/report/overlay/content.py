@@ -77,7 +77,9 @@ def build_content(
         first, second, conventions, refused, allowed=differing if allow_differences else {}, gain=gain
     )
     without_law = [
-        f"{letter} has no law yet: {side.missing}" for letter, side in content.sides if side.fit is None
+        f"{letter} has no law yet: {side.missing.partition(chr(10))[0]}"
+        for letter, side in content.sides
+        if side.fit is None
     ]
     content = replace(content, curves=_compute_curves(first, second))
     if without_law:

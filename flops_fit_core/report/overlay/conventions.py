@@ -89,6 +89,7 @@ _IN_WORDS = {
     "Dataset": "the data",
     "Tokenizer": "the tokenizer",
     "Held-out loss": "the held-out set",
+    "Unit of the loss": "the unit of the loss",
 }
 
 
@@ -125,7 +126,7 @@ def _judge(first: _Record, second: _Record) -> Verdict:
         return "not recorded"
     if first.value != second.value:
         return "different"
-    return "same" if first.proves_equality else "not recorded"
+    return "same" if first.proves_equality and second.proves_equality else "not recorded"
 
 
 def _params(side: Side) -> _Record:
@@ -181,7 +182,9 @@ def _loss(side: Side) -> _Record:
     if "held-out set" in side.labels:
         return _label(side, "held-out set")
     if "loss" in side.columns:
-        return _Record(f"column {side.columns['loss']!r}", side.columns["loss"].lower(), "column", False)
+        return _Record(
+            f"column {side.columns['loss']!r}", side.columns["loss"].lower(), "column", proves_equality=False
+        )
     return _NOT_RECORDED
 
 
@@ -192,8 +195,9 @@ def _held_out_set(name: str | None) -> _Record:
 def _loss_unit(side: Side) -> _Record:
     if any(item.code == "bits" for item in side.diagnostics):
         return _Record("bits", "bits")
-    is_recorded = side.plan is not None or _names_conventions(side)
-    return _Record(f"nats per {singular(side.unit)}" if is_recorded else "taken as nats", "nats")
+    if side.plan is not None or _names_conventions(side):
+        return _Record(f"nats per {singular(side.unit)}", "nats")
+    return _Record("taken as nats", "nats", proves_equality=False)
 
 
 def _tokenizer(side: Side) -> _Record:

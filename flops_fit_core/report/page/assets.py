@@ -29,6 +29,7 @@ MODULES = (
     "optima.js",
     "residuals.js",
     "curves.js",
+    "tasks.js",
     "gallery.js",
     "main.js",
 )

@@ -19,13 +19,15 @@ from flops_fit_core.report.page import assets
 from flops_fit_core.report.page.answer import tiles
 from flops_fit_core.report.page.citation import bibtex
 from flops_fit_core.report.page.content import ReportContent
-from flops_fit_core.report.page.figure_data import figure_data
+from flops_fit_core.report.page.figure_data import figure_data, task_data
 from flops_fit_core.report.page.law_tables import SIX_ND, exponents_table, parameters_table
 from flops_fit_core.report.page.progress import sweep_progress
 from flops_fit_core.report.page.run_rows import RunTable, build_run_table
+from flops_fit_core.report.page.tasks import TaskReport
 from flops_fit_core.report.page.trust import list_checks, verdict
 from flops_fit_core.report.provenance import provenance
 from flops_fit_core.report.tables import exponents, laws_table, minima_table, predictions_table
+from flops_fit_core.report.task_tables import accuracy_table, describe_task_fit
 
 
 def render_page(content: ReportContent) -> str:
@@ -45,6 +47,7 @@ def render_page(content: ReportContent) -> str:
         diagnostics=_diagnostics(content.fit),
         unused=_unused_runs(content),
         provenance=provenance(content.fit, content.results, content.plan),
+        tasks=[_task(report) for report in content.context.tasks],
         runs=table,
         citation=bibtex(content),
         data=_page_data(content, table),
@@ -141,8 +144,19 @@ def _page_data(content: ReportContent, table: RunTable | None) -> dict[str, Any]
         if grid is None
         else {"flops": grid.flops, "ratios": grid.serving_ratios} | _rounded(grid.tables),
         "figures": figure_data(content),
+        "tasks": [task_data(report) for report in content.context.tasks],
         "runs": [] if table is None else table.records,
         "fields": [] if table is None else table.fields,
+    }
+
+
+def _task(report: TaskReport) -> dict[str, Any]:
+    """A task for the template."""
+    return {
+        "report": report,
+        "table": accuracy_table(report.fit, report.forecasts),
+        "warnings": [item for item in report.fit.diagnostics if item.severity == "warning"],
+        "laws": list(describe_task_fit(report.fit)),
     }
 
 

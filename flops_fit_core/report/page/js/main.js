@@ -7,6 +7,7 @@ import { drawFrontier, drawOptimalParams, drawOptimalTokens, drawRatio } from ".
 import { drawProfiles } from "./profiles.js";
 import { drawResiduals } from "./residuals.js";
 import { startRunTable } from "./table.js";
+import { taskDrawings } from "./tasks.js";
 
 const FIGURES = {
   profiles: drawProfiles, params: drawOptimalParams, tokens: drawOptimalTokens, frontier: drawFrontier,
@@ -34,6 +35,6 @@ function startCitation() {
 }
 
 startBudgetForm();
-startGallery(FIGURES);
+startGallery({ ...FIGURES, ...taskDrawings() });
 startRunTable(showCurve);
 startCitation();
