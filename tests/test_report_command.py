@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from small import formula_table
 
-from flops_fit_core import run
+from flops_fit_core import Study, fit, run
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +113,20 @@ def test_two_studies_are_overlaid_with_their_gain(finished, call):
         point = side["curve"][20]
         predicted = json.loads(call("predict", source, "--flops", repr(point["flops"]), "--json")[1])
         assert point["params"][0] == pytest.approx(predicted["params"]["value"], rel=1e-4)
+
+
+def test_a_study_in_python_has_the_page_of_the_command(finished, call):
+    """``against`` takes a study or a fit."""
+    assert call("report", "study", "runs.csv", "--out", "command")[0] == 0
+    study = Study.open("study")
+    files = study.report("python", against=fit("runs.csv", fitter=study.fitter))
+    assert str(files[0]) == "python/index.html"
+    by_python, by_command = (read_page(folder)[1]["sides"] for folder in ("python", "command"))
+    assert by_python[0] == by_command[0]
+    assert by_python[1]["runs"] == by_command[1]["runs"]
+    copy = Path(shutil.copytree("study", "copy"))
+    (page, *_) = study.report(against=Study.open(copy))
+    assert page == study.folder.path / "report" / "against-copy" / "index.html"
 
 
 def test_studies_with_other_data_have_no_difference_of_losses_and_no_gain(finished, call):

@@ -21,7 +21,7 @@ CURVE_POINTS = 60
 ABOVE = 10.0
 """The curves reach this factor beyond the largest C of both sides,"""
 FARTHEST = 100.0
-"""and at most this factor beyond the largest C of their own runs."""
+"""and at most this factor beyond the runs of the side."""
 
 
 @dataclass(frozen=True)
