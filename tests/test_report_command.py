@@ -141,6 +141,21 @@ def test_studies_with_other_data_have_no_difference_of_losses_and_no_gain(finish
     assert "compared in spite of: the data" in text
 
 
+def test_losses_in_bits_are_not_compared_with_losses_in_nats(finished, call):
+    """Their ratio at equal N and D is 1 / ln 2."""
+    with Path("runs.csv").open(newline="") as file:
+        rows = [row | {"loss": float(row["loss"]) / math.log(2)} for row in csv.DictReader(file)]
+    with Path("bits.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    assert call("report", "bits.csv", "runs.csv", "--out", "bits")[0] == 0
+    text, data = read_page("bits")
+    assert "the losses of A are 1.44 times those of B, as bits are to nats" in text
+    assert set(data["refused"]) == {"loss"}
+    assert data["gain"] is None
+
+
 @pytest.mark.parametrize("pair", [("study", "runs.csv"), ("fit.json", "study"), ("runs.csv", "fit.json")])
 def test_studies_tables_and_fits_can_be_mixed(finished, call, pair):
     assert call("fit", "study", "--out", "fit.json")[0] == 0

@@ -43,7 +43,8 @@ def report(
         Path | None,
         typer.Option(
             "--out",
-            help="Folder to write; by default report/ in the study's folder, or NAME-report for a table or fit.",
+            help="Folder to write; by default report/ in the study's folder, or NAME-report for a table or fit. "
+            "With two sources, report/against-NAME/ or A-and-B-report.",
             metavar="FOLDER",
         ),
     ] = None,

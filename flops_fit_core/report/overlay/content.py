@@ -84,6 +84,8 @@ def build_content(
     content = replace(content, curves=_compute_curves(first, second))
     if without_law:
         return replace(content, no_pairs=". ".join(without_law))
+    if not allow_differences and any(item.name == "C" and item.verdict == "different" for item in conventions):
+        return replace(content, no_pairs="C is counted differently, so A and B have no budget in common")
     assert first.fit is not None
     assert second.fit is not None
     reach = common_range(first.fit, second.fit)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,10 +14,11 @@ from flops_fit_core import __version__
 from flops_fit_core.records import Interval, Optimum
 from flops_fit_core.report import numbers
 from flops_fit_core.report.comparison import describe_comparison, gains_table
+from flops_fit_core.report.datatable import DataTable
 from flops_fit_core.report.overlay import sentences
 from flops_fit_core.report.overlay.answers import AnswerPair, quantity_tables, show_loss_difference
 from flops_fit_core.report.overlay.content import OverlayContent
-from flops_fit_core.report.overlay.conventions import Quantity
+from flops_fit_core.report.overlay.conventions import QUANTITIES, Quantity
 from flops_fit_core.report.overlay.figure_data import page_data
 from flops_fit_core.report.overlay.side import Side
 from flops_fit_core.report.page import assets
@@ -154,26 +155,13 @@ def _common_unit(content: OverlayContent) -> str:
     return first if first == second else f"{first} or {second}"
 
 
-@dataclass(frozen=True)
-class _QuantityTable:
-    """A table of a quantity with the reason why it has no difference."""
-
-    table: Any
-    refusal: str
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.table, name)
-
-
-def _tables(content: OverlayContent) -> list[Any]:
+def _tables(content: OverlayContent) -> list[tuple[DataTable, str]]:
+    """A table per quantity, and why it has no difference; empty if it has one."""
     if not content.pairs or content.first.fit is None or content.second.fit is None:
         return []
     levels = f"{content.first.fit.level:.0%}", f"{content.second.fit.level:.0%}"
-    tables = quantity_tables(content.pairs, levels)
-    names: Sequence[Quantity] = ("params", "tokens", "loss")
-    return [
-        _QuantityTable(table, content.refused.get(name, "")) for name, table in zip(names, tables, strict=True)
-    ]
+    reasons = [content.refused.get(name, "") for name in QUANTITIES]
+    return list(zip(quantity_tables(content.pairs, levels), reasons, strict=True))
 
 
 def _alone(letter: str, side: Side) -> SideAlone:
