@@ -183,6 +183,14 @@ def test_laws_of_one_study_show_no_difference():
     assert "The intervals show no difference in N opt , D opt and the loss." in page.text
 
 
+def test_an_optimum_outside_the_trained_sizes_is_marked():
+    def above(flops):
+        return better_optimum(flops).model_copy(update={"outside": "above"})
+
+    _, page = show(side(), side("other", above))
+    assert "N opt of B lies above its trained sizes. The loss" in page.text
+
+
 def test_only_budgets_that_both_reach_are_compared():
     second = side("small", fit=made_up_fits.law_fit(flops_range=(1e17, 3e18)), observations=())
     content, _ = show(side(observations=()), second)

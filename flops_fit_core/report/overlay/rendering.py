@@ -76,6 +76,7 @@ def render_overlay(content: OverlayContent) -> str:
         optima=[] if pair is None else [("A", content.first, pair.first), ("B", content.second, pair.second)],
         versus=[] if pair is None else _versus(content, pair),
         differences="" if pair is None else sentences.differences(content, pair),
+        outside="" if pair is None else sentences.outside(pair),
         interval_note=sentences.interval_note(content) if content.pairs else "",
         tables=_tables(content),
         comparison=comparison,

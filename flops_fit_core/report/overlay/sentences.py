@@ -63,6 +63,16 @@ def _join(names: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
+def outside(pair: AnswerPair) -> str:
+    """The sides whose N_opt lies outside their trained sizes; empty if none does."""
+    texts = [
+        f"N_opt of {letter} lies {optimum.outside} its trained sizes."
+        for letter, optimum in (("A", pair.first), ("B", pair.second))
+        if optimum.outside is not None
+    ]
+    return " ".join(texts)
+
+
 def interval_note(content: OverlayContent) -> str:
     """The level of the intervals, and how those of differences are computed."""
     first, second = content.first.fit, content.second.fit
