@@ -52,29 +52,15 @@ def compare(
             metavar="GAIN",
         ),
     ] = None,
-    filter_a: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--filter-a",
-            help="Use only A's rows with this text, to compare rows of one table.",
-            metavar="COLUMN=TEXT",
-        ),
-    ] = None,
-    filter_b: Annotated[
-        list[str] | None, typer.Option("--filter-b", help="The same for B.", metavar="COLUMN=TEXT")
-    ] = None,
+    filter_a: fitting.FilterAOption = None,
+    filter_b: fitting.FilterBOption = None,
     columns: fitting.ColumnOption = None,
     filters: fitting.FilterOption = None,
     units: fitting.UnitsOption = None,
     decimal: fitting.DecimalOption = None,
     best_of: fitting.BestOfOption = None,
     eval_set: fitting.EvalSetOption = None,
-    allow_differences: Annotated[
-        bool,
-        typer.Option(
-            "--allow-differences", help="Compare studies with different data or counters, with a warning."
-        ),
-    ] = False,
+    allow_differences: fitting.AllowDifferencesOption = False,
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Draw the gain against C, as PNG, SVG or PDF.", metavar="FILE")
     ] = None,

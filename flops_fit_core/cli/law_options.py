@@ -71,8 +71,19 @@ FitterSetOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="An option of the fitter: --set draws=4000. Repeatable.", metavar="OPTION=VALUE"),
 ]
-
-
+FilterAOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--filter-a", help="Use only A's rows with this text, to compare rows of one table.", metavar="COLUMN=TEXT"
+    ),
+]
+FilterBOption = Annotated[
+    list[str] | None, typer.Option("--filter-b", help="The same for B.", metavar="COLUMN=TEXT")
+]
+AllowDifferencesOption = Annotated[
+    bool,
+    typer.Option("--allow-differences", help="Compare sources with different data or counters, with a warning."),
+]
 LawNameOption = Annotated[
     str | None,
     typer.Option(

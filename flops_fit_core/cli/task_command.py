@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +16,7 @@ from flops_fit_core.plugins.registry import Registry
 
 if TYPE_CHECKING:
     from flops_fit_core.fitting import AccuracyForecast, ScoreTable, TaskFit
+    from flops_fit_core.report.page.tasks import TaskReport
 
 TaskOption = Annotated[
     str | None,
@@ -50,13 +51,17 @@ class TaskRequest:
     chance: float | None = None
     questions: int | None = None
 
-    def check(self, request: laws.LawRequest, others: Sequence[str] = ()) -> bool:
-        """Whether a task is asked for. Raises ConfigError for options that cannot be combined."""
+    def is_set(self) -> bool:
+        """Whether a task is named. Raises ConfigError for the other options without a task."""
         options = {"--via": self.via, "--chance": self.chance, "--questions": self.questions}
         names = [name for name, value in options.items() if value is not None]
-        if self.task is None:
-            if names:
-                raise ConfigError(f"{', '.join(names)}: add --task COLUMN, the column of accuracies")
+        if self.task is None and names:
+            raise ConfigError(f"{', '.join(names)}: add --task COLUMN, the column of accuracies")
+        return self.task is not None
+
+    def check(self, request: laws.LawRequest, others: Sequence[str] = ()) -> bool:
+        """Whether a task is asked for. Raises ConfigError for options that cannot be combined."""
+        if not self.is_set():
             return False
         refused = [*others]
         refused += ["--fitter"] if request.fitter is not None else []
@@ -127,6 +132,26 @@ def predict_and_print(
         return
     print_notes([item for item in fit.diagnostics if item.severity == "warning" or item.code == "task-columns"])
     _print_forecasts(fit, forecasts)
+
+
+def report_tasks(request: laws.LawRequest, task: TaskRequest, registry: Registry) -> tuple[TaskReport, ...]:
+    """The task of a table or of a saved fit of a task, for a report. Raises ConfigError and FitError."""
+    from flops_fit_core.report.page.tasks import describe_task
+
+    if is_task_fit(request.source):
+        return (describe_task(_load_or_fit(request, task, registry)),)
+    if not task.is_set():
+        return ()
+    if request.source.is_file() and laws.is_fit(request.source):
+        raise ConfigError(f"--task {task.task}: {request.source} is a saved fit without its runs; name the table")
+    if not request.is_table(registry):
+        raise ConfigError(
+            f"--task {task.task}: the report of a study shows all tasks of its runs. For other options, type "
+            f"flops-fit fit {request.source} --task {task.task} --out task.json, then flops-fit report task.json"
+        )
+    without_law = replace(request, fitter=None, options=(), law=None)
+    scores = _read_scores(without_law, task, registry)[0].scores
+    return (describe_task(_fit(without_law, task, registry), scores),)
 
 
 def _load_or_fit(request: laws.LawRequest, task: TaskRequest, registry: Registry) -> TaskFit:

@@ -13,9 +13,11 @@ import numpy as np
 from flops_fit_core.plugins.utilities import write_atomically
 from flops_fit_core.records import LawFit, Observation, Optimum, RunResult, SweepPlan
 from flops_fit_core.report.figures import FigureData, Names, draw_all, write_figure
+from flops_fit_core.report.figures.accuracy import accuracy_figure
 from flops_fit_core.report.page import ReportContent, ReportContext, render_page
 from flops_fit_core.report.page.prediction_grid import find_solver, prediction_grid, solve_many
 from flops_fit_core.report.tables import minima_table, predictions_table, runs_table
+from flops_fit_core.report.task_tables import accuracy_table
 
 if TYPE_CHECKING:
     from flops_fit_core.report.datatable import DataTable
@@ -77,9 +79,13 @@ def write_report(
         tables = {"minima": minima_table(fit), "predictions": predictions_table(fit, content.predictions)}
     if results:
         tables["runs"] = runs_table(results, plan)
+    tasks = {f"accuracy-{number}": task for number, task in enumerate(content.context.tasks, 1)}
+    tables |= {stem: accuracy_table(task.fit, task.forecasts) for stem, task in tasks.items()}
     files: list[Path] = []
-    for stem, figure in draw_all(data).items():
+    for stem, figure in (draw_all(data) if observations or fit is not None else {}).items():
         files += write_figure(figure, folder, stem)[0]
+    for stem, task in tasks.items():
+        files += write_figure(accuracy_figure(task.fit, task.curve, task.scores), folder, stem)[0]
     for stem, table in tables.items():
         files.append(folder / f"{stem}.csv")
         write_atomically(files[-1], table.csv(), durable=False)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from flops_fit_core.errors import ConfigError, FitError, FlopsFitError
 from flops_fit_core.plugins.protocols import Fitter
 from flops_fit_core.plugins.registry import Registry
-from flops_fit_core.records import LawFit, Observation, Optimum, RunResult
+from flops_fit_core.records import LawFit, Observation, Optimum, RunResult, SweepPlan
 from flops_fit_core.records.html import html_block, html_text
 from flops_fit_core.study.directory import StudyFolder
 from flops_fit_core.study.figures import figure_data
@@ -147,7 +147,7 @@ def write_page(law: StudyLaw, results: Sequence[RunResult], folder: Path, study:
     """
     from flops_fit_core.report import write_report
 
-    context = _describe_study(study, law.registry)
+    context = _describe_study(law, results, study, law.registry)
     observations: list[Observation] = []
     fit = None
     try:
@@ -169,14 +169,40 @@ def write_page(law: StudyLaw, results: Sequence[RunResult], folder: Path, study:
     )
 
 
-def _describe_study(study: StudyFolder, registry: Registry) -> ReportContext:
-    """The study's folder, its experiment, and the devices with a known peak."""
+def _describe_study(
+    law: StudyLaw, results: Sequence[RunResult], study: StudyFolder, registry: Registry
+) -> ReportContext:
+    """The study's folder, its experiment, its tasks, and the devices with a known peak."""
     from flops_fit_core.report.page import ReportContext
 
     experiment = ""
     with contextlib.suppress(ConfigError):  # a study that has not been written to its folder yet
         experiment = experiment_text(study.table())
-    return ReportContext(source=quote(study.shown), experiment=experiment, peaks=device_peaks(registry))
+    return ReportContext(
+        source=quote(study.shown),
+        experiment=experiment,
+        peaks=device_peaks(registry),
+        **_describe_tasks(law.plan, results),
+    )
+
+
+def _describe_tasks(plan: SweepPlan, results: Sequence[RunResult]) -> dict[str, Any]:
+    """The accuracy of every task of the runs, by its metric ``NAME/acc`` or ``NAME/accuracy``."""
+    from flops_fit_core.fitting import fit_task, scores_of_results
+    from flops_fit_core.report.page.tasks import describe_task
+
+    metrics = {name for result in results if result.status == "completed" for name in result.metrics}
+    names = {"params_name": plan.params_name, "flops_name": plan.flops_name, "unit": plan.unit}
+    reports, missing = [], {}
+    for metric in sorted(name for name in metrics if name.rpartition("/")[2] in ("acc", "accuracy")):
+        try:
+            scored = scores_of_results(results, metric)
+            fit = fit_task(scored.scores).model_copy(update={**names, "excluded": scored.excluded})
+        except FitError as error:
+            missing[metric] = str(error)
+        else:
+            reports.append(describe_task(fit, scored.scores))
+    return {"tasks": reports, "missing_tasks": missing}
 
 
 def device_peaks(registry: Registry) -> dict[str, float]:

@@ -21,6 +21,7 @@ from flops_fit_core.study.directory import StudyFolder
 from flops_fit_core.study.law import StudyLaw
 from flops_fit_core.study.other_results import OtherRuns
 from flops_fit_core.study.other_stores import check_single_driver
+from flops_fit_core.study.overlay import file_name, fit_side, study_side, write_overlay_page
 from flops_fit_core.study.results import StudyResults
 from flops_fit_core.study.settings import StudySettings
 from flops_fit_core.study.time_left import TimeLeft
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from flops_fit_core.fitting import Comparison
     from flops_fit_core.report import DataTable
     from flops_fit_core.report.answer import Answer
+    from flops_fit_core.report.overlay import Side
 
 
 class Study:
@@ -408,15 +410,35 @@ class Study:
         data = figure_data(self._law, self.folder.path)
         return draw_figure(data, kind, ax=ax, style=style, width=width, path=path)
 
-    def report(self, folder: str | Path | None = None) -> list[Path]:
-        """Write figures, tables and the page, by default to ``report/`` of the study. Returns the files, the page
-        first.
+    def report(
+        self,
+        folder: str | Path | None = None,
+        *,
+        against: Study | LawFit | None = None,
+        allow_differences: bool = False,
+    ) -> list[Path]:
+        """Write figures, tables and the page. Returns the files, the page first.
 
         Works during the sweep, too. Without a law, the page names what a law still needs.
+
+        Args:
+            folder: By default ``report/`` of the study; with ``against``, ``report/against-NAME/``.
+            against: A second study, or a fit. The page then overlays both: this study is A, the other is B.
+            allow_differences: Compare numbers of the two even if their data or conventions differ, with a warning
+                on the page. Without it, the page does not compare such numbers.
+
+        Raises ConfigError if the fitter of a fit is not installed.
         """
         default = self.folder.report if self.eval_set is None else self.folder.report / self.eval_set
-        target = default if folder is None else Path(folder)
-        return outputs.write_page(self._law, self.results, target, self.folder)
+        if against is None:
+            return outputs.write_page(self._law, self.results, Path(folder or default), self.folder)
+        second = against.side() if isinstance(against, Study) else fit_side(against, self.registry)
+        target = Path(folder or default / f"against-{file_name(second.name)}")
+        return write_overlay_page(target, self.side(), second, self.registry, allow_differences=allow_differences)
+
+    def side(self) -> Side:
+        """The study as one side of a page that overlays two."""
+        return study_side(self._law, self.results, self.folder)
 
     def _repr_html_(self) -> str:
         """For notebooks: the runs by state, failures, and the answer or the reason why there is none."""

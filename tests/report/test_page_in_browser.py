@@ -6,15 +6,29 @@ import os
 import random
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import made_up_fits
+import numpy as np
 import pytest
 
 from flops_fit_core import Interval, RunError
-from flops_fit_core.fitting import AverageFitter, observations, optimum
+from flops_fit_core.fitting import (
+    AverageFitter,
+    ParametricFitter,
+    TaskScores,
+    compare,
+    fit_task,
+    observations,
+    optimum,
+)
 from flops_fit_core.report import write_report
-from flops_fit_core.report.page import ReportContext
+from flops_fit_core.report.overlay import Gain, Side, list_conventions
+from flops_fit_core.report.overlay.content import build_content
+from flops_fit_core.report.overlay.rendering import render_overlay
+from flops_fit_core.report.page import ReportContent, ReportContext, render_page
+from flops_fit_core.report.page.tasks import describe_task
 
 pytestmark = pytest.mark.browser
 
@@ -313,15 +327,19 @@ def test_marks_have_a_contrast_of_at_least_three_to_one(open_page, scheme):
 # ---------------------------------------------------------------------------- for every reader
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("width", WIDTHS)
-def test_axe_finds_no_violation(open_page, width, scheme):
+def find_violations(page):
+    """What axe-core finds on a page with all its details open."""
     axe = pytest.importorskip("axe_playwright_python", reason="axe-playwright-python is not installed")
-    page = open_page(width=width, scheme=scheme, bypass_csp=True)
     page.evaluate("for (const details of document.querySelectorAll('details')) details.open = true")
     page.evaluate((Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
     violations = page.evaluate("axe.run().then(result => result.violations)")
-    assert [(item["impact"], item["id"], item["nodes"][0]["html"][:200]) for item in violations] == []
+    return [(item["impact"], item["id"], item["nodes"][0]["html"][:200]) for item in violations]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_axe_finds_no_violation(open_page, width, scheme):
+    assert find_violations(open_page(width=width, scheme=scheme, bypass_csp=True)) == []
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -384,3 +402,93 @@ def test_a_law_without_intervals_and_without_runs_works(open_page, tmp_path):
     assert shown["params"]["value"] == pytest.approx(made_up_fits.best_params(3e20), rel=0.005)
     assert shown["params"]["low"] is None
     assert page.locator("#budget-serving").count() == 0
+
+
+# ---------------------------------------------------------------------------- two studies, and tasks
+
+
+@pytest.fixture(scope="module")
+def overlay_file(tmp_path_factory):
+    """The page of two studies; B has losses lower by 2% and the same conventions."""
+    results = make_results()
+    better = [item.model_copy(update={"loss": item.loss and 0.98 * item.loss}) for item in results]
+    sides = []
+    for name, runs in (("base", results), ("better", better)):
+        law = ParametricFitter(draws=100).fit(observations(runs))
+        sides.append(
+            Side(
+                name,
+                source=f"runs/{name}",
+                fit=law,
+                optimum=partial(optimum, law),
+                observations=observations(runs),
+                plan=made_up_fits.plan(runs),
+                results=runs,
+            )
+        )
+    gain = Gain(compare(sides[0].observations, sides[1].observations), command="flops-fit compare base better")
+    file = tmp_path_factory.mktemp("overlay") / "index.html"
+    file.write_text(render_overlay(build_content(*sides, list_conventions(*sides), gain, False)), encoding="utf-8")
+    return file
+
+
+def test_the_page_of_two_studies_draws_both_with_labels_in_every_figure(open_page, overlay_file):
+    page = open_page(overlay_file)
+    names = page.locator("[data-figure]:visible").evaluate_all("items => items.map(item => item.dataset.figure)")
+    assert names == ["profiles", "params", "tokens", "frontier", "ratio", "gain"]
+    colors = page.evaluate("sides.map(side => d3.color(sideColor(side)).formatRgb())")
+    for name in names[:-1]:
+        svg = page.locator(f"[data-figure={name}] svg")
+        labels = svg.locator("[data-mark=text] text").all_text_contents()
+        assert {"A base", "B better"} <= set(labels), name
+        drawn = svg.evaluate("""svg => [...svg.querySelectorAll("[data-mark=line], [data-mark=line] path")]
+            .map(line => getComputedStyle(line).stroke)""")
+        assert set(colors) <= set(drawn), name
+
+
+def test_a_budget_on_the_page_of_two_studies_has_the_optima_of_both(open_page, overlay_file):
+    page = open_page(overlay_file)
+    svg = page.locator("[data-figure=params] svg")
+    svg.scroll_into_view_if_needed()
+    box = svg.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    tip = svg.locator("[data-mark=tip] text")
+    tip.wait_for(state="attached", timeout=5000)
+    assert re.search(r"C \S+.*A \S+ \(.*B \S+ \(", tip.text_content(), re.DOTALL)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_two_hues_have_a_contrast_of_at_least_three_to_one(open_page, overlay_file, scheme):
+    page = open_page(overlay_file, scheme=scheme)
+    paper = luminance(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+    for color in page.evaluate("sides.map(side => d3.color(sideColor(side)).formatRgb())"):
+        light, dark = sorted((luminance(color), paper), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 3, color
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_axe_finds_no_violation_on_the_page_of_two_studies(open_page, overlay_file, width, scheme):
+    page = open_page(overlay_file, width=width, scheme=scheme, bypass_csp=True)
+    assert find_violations(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_a_task_has_a_figure_with_its_runs(open_page, tmp_path):
+    runs = observations(make_results())
+    accuracy = np.array([0.25 + 0.75 / (1 + math.exp(2 * (run.loss - 3))) for run in runs])
+    columns = {
+        name: np.array([getattr(run, name) for run in runs]) for name in ("params", "tokens", "flops", "loss")
+    }
+    ids = tuple(run.id for run in runs)
+    scores = TaskScores(
+        "arc/acc", "loss", ids, **columns, accuracy=accuracy, trajectories=ids, main_loss=columns["loss"]
+    )
+    task = describe_task(fit_task(scores, chance=0.25, draws=50), scores)
+    file = tmp_path / "index.html"
+    content = ReportContent("study", observations=runs, context=ReportContext(tasks=[task]))
+    file.write_text(render_page(content), encoding="utf-8")
+    page = open_page(file, width=390, bypass_csp=True)
+    assert page.locator("[data-figure=task-1] [data-mark=dot] circle").count() == len(runs)
+    assert page.locator("#tasks tbody tr").count() == 3
+    assert find_violations(page) == []

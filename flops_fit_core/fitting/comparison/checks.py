@@ -38,17 +38,21 @@ def largest_common_budget(design: Design) -> float:
 
 def refuse_different_units(design: Design, names: tuple[str, str]) -> None:
     """Raises FitError if the losses of common cells differ by the constant factor of bits to nats."""
+    if problem := find_unit_problem(design, names):
+        raise FitError(f"{problem}: give both in nats")
+
+
+def find_unit_problem(design: Design, names: tuple[str, str]) -> str:
+    """Whose losses seem to be in bits, by the losses of common cells; empty if none seem to be."""
     ratios = []
     for cell in np.unique(design.cells):
         parts = [design.ln_loss[(design.cells == cell) & (design.second == recipe)] for recipe in (0, 1)]
         if len(parts[0]) and len(parts[1]):
             ratios.append(parts[1].mean() - parts[0].mean())
     if len(ratios) < 3:
-        return
+        return ""
     distance = np.abs(np.median(ratios)) + np.log(np.log(2))
-    if abs(distance) < _SAME_FACTOR and np.ptp(ratios) < _SMALL_SPREAD:
-        bits, nats = names if np.median(ratios) < 0 else names[::-1]
-        raise FitError(
-            f"at equal N and D, the losses of {bits} are 1.44 times those of {nats}, as bits are to nats: "
-            "give both in nats"
-        )
+    if not (abs(distance) < _SAME_FACTOR and np.ptp(ratios) < _SMALL_SPREAD):
+        return ""
+    bits, nats = names if np.median(ratios) < 0 else names[::-1]
+    return f"at equal N and D, the losses of {bits} are 1.44 times those of {nats}, as bits are to nats"

@@ -49,6 +49,8 @@ class RunTable:
     diagnostics: list[Diagnostic] = field(default_factory=list)
     cells: dict[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
     """Observation id -> the cells of its row, by column."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Role -> column, such as ``{"loss": "val_loss"}``; roles without a column are missing."""
 
     @property
     def summary(self) -> str:
@@ -165,7 +167,7 @@ def read_table(
     path = Path(path)
     read = read_rows(path, options)
     best = select_best(path, read.rows, read.mapping.by_role, read.numbers, options.best_of)
-    table = RunTable([], diagnostics=[*read.diagnostics, *best.diagnostics])
+    table = RunTable([], diagnostics=[*read.diagnostics, *best.diagnostics], columns=dict(read.mapping.by_role))
     add_rows(path, best.rows, read, table, options)
     return table
 

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ MODULES = (
     "optima.js",
     "residuals.js",
     "curves.js",
+    "tasks.js",
     "gallery.js",
     "main.js",
 )
@@ -38,23 +40,37 @@ _IMPORT = re.compile(r"^import\b[^;]*;\n", re.MULTILINE)
 _EXPORT = re.compile(r"^export (?=(async function|function|const|let|class)\b)", re.MULTILINE)
 
 
+@dataclass(frozen=True)
+class PageFiles:
+    """The style sheets and the ES modules of a page, each module after those that it imports."""
+
+    styles: tuple[Path, ...]
+    modules: tuple[Path, ...]
+
+
+REPORT = PageFiles(
+    tuple(FOLDER / "css" / name for name in STYLES), tuple(FOLDER / "js" / name for name in MODULES)
+)
+"""The page of one study."""
+
+
 @cache
-def style() -> str:
+def style(files: PageFiles = REPORT) -> str:
     """The style sheets."""
-    return "\n".join(_read("css", name) for name in STYLES)
+    return "\n".join(map(_read, files.styles))
 
 
 @cache
-def scripts() -> tuple[str, ...]:
+def scripts(files: PageFiles = REPORT) -> tuple[str, ...]:
     """The scripts in the order in which they run: the libraries, then the page's own."""
-    own = "\n".join(_EXPORT.sub("", _IMPORT.sub("", _read("js", name))) for name in MODULES)
-    return (*(_read("vendor", name) for name in LIBRARIES), own)
+    own = "\n".join(_EXPORT.sub("", _IMPORT.sub("", _read(path))) for path in files.modules)
+    return (*(_read(FOLDER / "vendor" / name) for name in LIBRARIES), own)
 
 
 @cache
-def security_policy() -> str:
+def security_policy(files: PageFiles = REPORT) -> str:
     """Allows only these scripts, and nothing from the network. The libraries set styles of elements."""
-    hashes = " ".join(f"'sha256-{_sha256(script)}'" for script in scripts())
+    hashes = " ".join(f"'sha256-{_sha256(script)}'" for script in scripts(files))
     return (
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
         "base-uri 'none'; form-action 'none'"
@@ -65,8 +81,8 @@ def _sha256(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _read(folder: str, name: str) -> str:
-    return (FOLDER / folder / name).read_text(encoding="utf-8")
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
 
 
 def script_json(value: Any) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from flops_fit_core.fitting.backtesting import Backtest
 from flops_fit_core.records import LawFit, Observation, Optimum, RunResult, SweepPlan
 from flops_fit_core.report.page.prediction_grid import PredictionGrid
+from flops_fit_core.report.page.tasks import TaskReport
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,10 @@ class ReportContext:
     six_nd: LawFit | None = None
     """The law of the same runs with C = 6 N D."""
     backtest: Backtest | None = None
+    tasks: Sequence[TaskReport] = ()
+    """The forecast accuracy of each task."""
+    missing_tasks: Mapping[str, str] = field(default_factory=dict)
+    """Task without a forecast -> the reason."""
     experiment: str = ""
     """Text of the experiment file."""
     peaks: Mapping[str, float] = field(default_factory=dict)

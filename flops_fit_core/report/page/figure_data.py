@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from flops_fit_core.fitting import TaskScores
+from flops_fit_core.fitting.data import Floats
 from flops_fit_core.records import Interval, LawFit, Optimum, ProfileMinimum, RunResult
 from flops_fit_core.report.page.content import ReportContent
+from flops_fit_core.report.page.tasks import TaskReport
 from flops_fit_core.report.profiles import build_profiles, group_by_profile
 from flops_fit_core.report.residuals import compute_residuals
 
@@ -25,6 +28,30 @@ def figure_data(content: ReportContent) -> dict[str, Any]:
     data["lossCurves"] = loss_curves(content.results)
     data["irreducible"] = None if fit is None else digits(_irreducible_loss(fit))
     return data
+
+
+def task_data(report: TaskReport) -> dict[str, Any]:
+    """The figure of a task: its forecasts along C with the interval of a new run, and its runs."""
+    scores = report.scores
+    return {
+        "name": report.fit.task,
+        "chance": report.fit.chance,
+        "largest": digits(report.fit.flops_range[1]),
+        "curve": [
+            [digits(value) for value in (item.flops, item.accuracy.value, item.new_run.low, item.new_run.high)]
+            for item in report.curve
+        ],
+        "runs": []
+        if scores is None
+        else [
+            [scores.ids[row], *(digits(float(column[row])) for column in _score_columns(scores))]
+            for row in range(len(scores))
+        ],
+    }
+
+
+def _score_columns(scores: TaskScores) -> tuple[Floats, ...]:
+    return scores.params, scores.tokens, scores.flops, scores.accuracy
 
 
 def digits(value: float | None) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -17,20 +18,22 @@ from flops_fit_core.report.page import assets
 from flops_fit_core.report.page.answer import tiles
 from flops_fit_core.report.page.citation import bibtex
 from flops_fit_core.report.page.content import ReportContent
-from flops_fit_core.report.page.figure_data import figure_data
+from flops_fit_core.report.page.figure_data import figure_data, task_data
 from flops_fit_core.report.page.law_tables import SIX_ND, exponents_table, parameters_table
 from flops_fit_core.report.page.progress import sweep_progress
 from flops_fit_core.report.page.run_rows import RunTable, build_run_table
+from flops_fit_core.report.page.tasks import TaskReport
 from flops_fit_core.report.page.trust import list_checks, verdict
 from flops_fit_core.report.provenance import provenance
 from flops_fit_core.report.tables import exponents, laws_table, minima_table, predictions_table
+from flops_fit_core.report.task_tables import accuracy_table, describe_task_fit
 
 
 def render_page(content: ReportContent) -> str:
     """The page as HTML text. Equal content gives equal text."""
     table = build_run_table(content)
     checks = list_checks(content)
-    template = _environment().get_template("page.html.jinja")
+    template = page_environment().get_template("page.html.jinja")
     return template.render(
         content=content,
         fit=content.fit,
@@ -43,6 +46,7 @@ def render_page(content: ReportContent) -> str:
         diagnostics=_diagnostics(content.fit),
         unused=_unused_runs(content),
         provenance=provenance(content.fit, content.results, content.plan),
+        tasks=[_task(report) for report in content.context.tasks],
         runs=table,
         citation=bibtex(content),
         data=_page_data(content, table),
@@ -51,10 +55,13 @@ def render_page(content: ReportContent) -> str:
 
 
 @cache
-def _environment() -> Environment:
-    """Templates that escape every value as HTML, and control characters as on a terminal."""
+def page_environment(*folders: Path, files: assets.PageFiles = assets.REPORT) -> Environment:
+    """Templates that escape every value as HTML, and control characters as on a terminal.
+
+    ``folders`` have further templates. ``files`` are the style sheets and scripts of the page.
+    """
     environment = Environment(
-        loader=FileSystemLoader(assets.FOLDER / "templates"),
+        loader=FileSystemLoader([*folders, assets.FOLDER / "templates"]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -64,9 +71,9 @@ def _environment() -> Environment:
     environment.globals.update(
         numbers=numbers,
         # Files of this package are markup; everything else is escaped.
-        style=Markup(assets.style()),  # noqa: S704
-        scripts=[Markup(script) for script in assets.scripts()],  # noqa: S704
-        security_policy=assets.security_policy(),
+        style=Markup(assets.style(files)),  # noqa: S704
+        scripts=[Markup(script) for script in assets.scripts(files)],  # noqa: S704
+        security_policy=assets.security_policy(files),
         tiles=tiles,
         exponents=exponents,
         conventions=conventions,
@@ -136,8 +143,19 @@ def _page_data(content: ReportContent, table: RunTable | None) -> dict[str, Any]
         if grid is None
         else {"flops": grid.flops, "ratios": grid.serving_ratios} | _rounded(grid.tables),
         "figures": figure_data(content),
+        "tasks": [task_data(report) for report in content.context.tasks],
         "runs": [] if table is None else table.records,
         "fields": [] if table is None else table.fields,
+    }
+
+
+def _task(report: TaskReport) -> dict[str, Any]:
+    """A task for the template."""
+    return {
+        "report": report,
+        "table": accuracy_table(report.fit, report.forecasts),
+        "warnings": [item for item in report.fit.diagnostics if item.severity == "warning"],
+        "laws": list(describe_task_fit(report.fit)),
     }
 
 

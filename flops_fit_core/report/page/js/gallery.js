@@ -2,17 +2,12 @@
 
 import { saveSvg, savePng } from "./download.js";
 import { onSchemeChange, palette } from "./palette.js";
-import { drawCurves } from "./curves.js";
-import { drawFrontier, drawOptimalParams, drawOptimalTokens, drawRatio } from "./optima.js";
-import { drawProfiles } from "./profiles.js";
-import { drawResiduals } from "./residuals.js";
 
-const FIGURES = {
-  profiles: drawProfiles, params: drawOptimalParams, tokens: drawOptimalTokens, frontier: drawFrontier,
-  ratio: drawRatio, residuals: drawResiduals, curves: drawCurves,
-};
+let drawings = {};
 
-export function startGallery() {
+/** Draws the figures: name in data-figure -> function of the width, which returns an SVG element or null. */
+export function startGallery(figuresByName) {
+  drawings = figuresByName;
   const gallery = document.querySelector(".charts");
   gallery.hidden = false;
   document.querySelector(".no-script").hidden = true;
@@ -26,7 +21,7 @@ export function startGallery() {
 export function drawFigure(figure) {
   const body = figure.querySelector(".chart-body");
   const width = Math.floor(body.clientWidth) || 640;
-  const svg = FIGURES[figure.dataset.figure](width);
+  const svg = drawings[figure.dataset.figure](width);
   figure.hidden = svg === null;
   if (svg === null) return;
   body.replaceChildren(svg);

@@ -1,9 +1,18 @@
 // Starts the page.
 
 import { startBudgetForm } from "./budget.js";
-import { chooseRun } from "./curves.js";
+import { chooseRun, drawCurves } from "./curves.js";
 import { drawFigure, startGallery } from "./gallery.js";
+import { drawFrontier, drawOptimalParams, drawOptimalTokens, drawRatio } from "./optima.js";
+import { drawProfiles } from "./profiles.js";
+import { drawResiduals } from "./residuals.js";
 import { startRunTable } from "./table.js";
+import { taskDrawings } from "./tasks.js";
+
+const FIGURES = {
+  profiles: drawProfiles, params: drawOptimalParams, tokens: drawOptimalTokens, frontier: drawFrontier,
+  ratio: drawRatio, residuals: drawResiduals, curves: drawCurves,
+};
 
 function showCurve(id) {
   const figure = document.getElementById("figure-curves");
@@ -26,6 +35,6 @@ function startCitation() {
 }
 
 startBudgetForm();
-startGallery();
+startGallery({ ...FIGURES, ...taskDrawings() });
 startRunTable(showCurve);
 startCitation();
