@@ -312,7 +312,8 @@ def print_loss(
     if distance := describe_distance(flops, law.flops_range):
         print_text(f"! {distance}{': orders of magnitude only' if factor > FAR else ''}", "yellow")
     print_text(
-        f"N = {numbers.count(params)}, D = {numbers.count(tokens)}: loss {_describe_loss(loss, new_run, factor)} by {law.fitter.name}, "
+        f"N = {numbers.count(params)}, D = {numbers.count(tokens)}: loss "
+        f"{_describe_loss(loss, new_run, factor)} by {law.fitter.name}, "
         f"{law.level:.0%}"
     )
 

@@ -49,7 +49,8 @@ def describe_flops_per_token(
     if jump is not None:
         warnings.append(
             f"FLOPs per token over N jump by {format_change(1 + jump.size)} between N = "
-            f"{numbers.count(float(np.exp(jump.below)))} and {numbers.count(float(np.exp(jump.above)))}, as between "
+            f"{numbers.count(float(np.exp(jump.below)))} and "
+            f"{numbers.count(float(np.exp(jump.above)))}, as between "
             "two model families or two counters: optima near the jump "
             "are rough; fit each family separately"
         )

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flops_fit_core import numbers
 from flops_fit_core.fitting.uncertainty.contrast import difference, ratio
 from flops_fit_core.records import Interval, LawFit, Optimum
-from flops_fit_core.report import numbers
 from flops_fit_core.report.datatable import Column, DataTable, Row, column
 from flops_fit_core.report.overlay.conventions import QUANTITIES, Quantity
 from flops_fit_core.report.overlay.side import Side

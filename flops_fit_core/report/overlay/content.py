@@ -8,10 +8,10 @@ from functools import lru_cache
 
 import numpy as np
 
+from flops_fit_core import numbers
 from flops_fit_core.errors import FlopsFitError
 from flops_fit_core.fitting import Comparison
 from flops_fit_core.records import Optimum
-from flops_fit_core.report import numbers
 from flops_fit_core.report.overlay.answers import AnswerPair, choose_budgets, common_range, compare_answers
 from flops_fit_core.report.overlay.conventions import Convention, Quantity, find_refused
 from flops_fit_core.report.overlay.side import Side

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from flops_fit_core import numbers
 from flops_fit_core.records import Interval, Optimum
-from flops_fit_core.report import numbers
 from flops_fit_core.report.axes import add_margin, plain_text, set_log_axis, style_axes
 from flops_fit_core.report.comparison import gain_figure
 from flops_fit_core.report.figures.against_flops import BAND, curve_of

@@ -10,9 +10,8 @@ from typing import Any
 
 from jinja2 import Environment
 
-from flops_fit_core import __version__
+from flops_fit_core import __version__, numbers
 from flops_fit_core.records import Interval, Optimum
-from flops_fit_core.report import numbers
 from flops_fit_core.report.comparison import describe_comparison, gains_table
 from flops_fit_core.report.datatable import DataTable
 from flops_fit_core.report.overlay import sentences

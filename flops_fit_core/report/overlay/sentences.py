@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from flops_fit_core import numbers
 from flops_fit_core.fitting import Comparison
-from flops_fit_core.report import numbers
 from flops_fit_core.report.overlay.answers import AnswerPair
 from flops_fit_core.report.overlay.content import OverlayContent
 from flops_fit_core.report.overlay.conventions import Quantity, list_assumed
