@@ -1,7 +1,7 @@
 // Draws the figures into the page, again if its width or its colours change.
 
 import { saveSvg, savePng } from "./download.js";
-import { onSchemeChange, palette } from "./palette.js";
+import { isOnPaper, onSchemeChange, palette } from "./palette.js";
 import { drawCurves } from "./curves.js";
 import { drawFrontier, drawOptimalParams, drawOptimalTokens, drawRatio } from "./optima.js";
 import { drawProfiles } from "./profiles.js";
@@ -12,6 +12,8 @@ const FIGURES = {
   ratio: drawRatio, residuals: drawResiduals, curves: drawCurves,
 };
 
+const PAPER = { full: 680, half: 328 }; // width of figures in CSS pixels on A4, with the margins of print.css
+
 export function startGallery() {
   const gallery = document.querySelector(".charts");
   gallery.hidden = false;
@@ -19,13 +21,14 @@ export function startGallery() {
   const figures = [...gallery.querySelectorAll("[data-figure]")];
   for (const figure of figures) drawFigure(figure);
   if (figures.every((figure) => figure.hidden)) document.getElementById("figures").hidden = true;
+  fillLastRow(figures);
   onSchemeChange(() => figures.forEach(drawFigure));
   redrawOnResize(gallery, figures);
 }
 
 export function drawFigure(figure) {
   const body = figure.querySelector(".chart-body");
-  const width = Math.floor(body.clientWidth) || 640;
+  const width = isOnPaper() ? PAPER[isFull(figure) ? "full" : "half"] : Math.floor(body.clientWidth) || 640;
   const svg = FIGURES[figure.dataset.figure](width);
   figure.hidden = svg === null;
   if (svg === null) return;
@@ -34,6 +37,18 @@ export function drawFigure(figure) {
     const save = button.dataset.save === "png" ? savePng : saveSvg;
     button.onclick = () => save(svg, figure.dataset.figure, palette().paper);
   }
+}
+
+function isFull(figure) {
+  return figure.dataset.figure === "profiles" || figure.classList.contains("full");
+}
+
+/** The last figure takes a full row if it would leave half a row empty. */
+function fillLastRow(figures) {
+  const halves = figures.filter((figure) => !figure.hidden && !isFull(figure));
+  if (halves.length % 2 === 0) return;
+  halves.at(-1).classList.add("full");
+  drawFigure(halves.at(-1));
 }
 
 function redrawOnResize(gallery, figures) {
