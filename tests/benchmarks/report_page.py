@@ -2,9 +2,9 @@
 
     python tests/benchmarks/report_page.py [--runs 5 50 500 1000] [--failed 0.1] [--look FOLDER]
 
-Makes studies with the formula of ``surface``: a budget per fifty runs, ``--evaluations`` per run. ``--failed`` adds 500
-runs of which that share failed: half of them by an allocation that torch refuses in this process, half with the text
-of CUDA's allocator. Each row is one study:
+Makes studies with the formula of ``surface``: a budget per fifty runs, ``--evaluations`` per run. ``--failed``
+adds 500 runs of which that share failed: half of them by an allocation that torch refuses in this process, half
+with the text of CUDA's allocator. Each row is one study:
 
     report s   CPU time (user and system) of ``flops-fit report STUDY``, and of ``flops-fit report runs.csv``
     page MB    size of index.html
@@ -36,12 +36,12 @@ from flops_fit_core import Evaluation, RunError, RunResult, RunSpec, Study, plan
 SIZES, SLICE = 10, 1400
 CHROMIUM = os.environ.get("FLOPS_FIT_CHROMIUM") or shutil.which("chromium")
 CUDA_TEXT = (
-    "CUDA out of memory. Tried to allocate {0:.2f} GiB. GPU {1} has a total capacity of 79.10 GiB of which {2:.2f} "
-    "MiB is free. Including non-PyTorch memory, this process has {3:.2f} GiB memory in use. Of the allocated memory "
-    "{4:.2f} GiB is allocated by PyTorch, and {0:.2f} GiB is reserved by PyTorch but unallocated. If reserved but "
-    "unallocated memory is large try setting PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True to avoid "
-    "fragmentation.  See documentation for Memory Management  "
-    "(https://pytorch.org/docs/stable/notes/cuda.html#environment-variables)"
+    "CUDA out of memory. Tried to allocate {0:.2f} GiB. GPU {1} has a total capacity of 79.10 GiB of which "
+    "{2:.2f} MiB is free. Including non-PyTorch memory, this process has {3:.2f} GiB memory in use. Of the "
+    "allocated memory {4:.2f} GiB is allocated by PyTorch, and {0:.2f} GiB is reserved by PyTorch but "
+    "unallocated. If reserved but unallocated memory is large try setting "
+    "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True to avoid fragmentation.  See documentation for Memory "
+    "Management  (https://pytorch.org/docs/stable/notes/cuda.html#environment-variables)"
 )
 
 
@@ -191,8 +191,8 @@ def main() -> None:
             violations = look(browser, page, folder if arguments.look else None)
             megabytes = page.stat().st_size / 1e6
             print(
-                f"{count:>4}  {failed:>6.0%}  {on_study:>7.1f}  {on_table:>7.1f}  {megabytes:>7.2f}  {load:>7.0f}  "
-                f"{len(violations)} {' '.join(violations)}",
+                f"{count:>4}  {failed:>6.0%}  {on_study:>7.1f}  {on_table:>7.1f}  {megabytes:>7.2f}  {load:>7.0f}"
+                f"  {len(violations)} {' '.join(violations)}",
                 flush=True,
             )
         browser.close()
