@@ -148,8 +148,8 @@ def look(browser: Browser, file: Path, shots: Path | None) -> list[str]:
                 take_slices(page, shots / f"{width}-{scheme}")
             page.evaluate("for (const details of document.querySelectorAll('details')) details.open = true")
             page.evaluate(axe)
-            found = page.evaluate("axe.run().then(result => result.violations)")
-            violations += [f"{width} {scheme} {item['impact']} {item['id']}" for item in found]
+            matches = page.evaluate("axe.run().then(result => result.violations)")
+            violations += [f"{width} {scheme} {item['impact']} {item['id']}" for item in matches]
             page.context.close()
     if shots is not None:
         page = open_page(browser, file, 1200, "dark")
