@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flops_fit_core.errors import FitError
-from flops_fit_core.fitting import Runs, optimum, profile_loss
+from flops_fit_core.fitting import Runs, profile_loss
 from flops_fit_core.fitting.fitters.profiles import group_by_budget, move_to_budgets
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
+from flops_fit_core.fitting.laws.optimum_solver import OptimumSolver
 from flops_fit_core.fitting.laws.surfaces import point_surface
 from flops_fit_core.fitting.predict import without_draws
 from flops_fit_core.records import LawFit, Observation, ProfileMinimum
@@ -135,11 +136,10 @@ def _slice_surface(observations: Sequence[Observation], fit: LawFit) -> list[Dra
     point_fit = without_draws(fit)
     runs, flops_per_token = Runs.of(observations), FlopsPerToken.from_knots(fit.flops_per_token)
     drawn = []
-    for group in group_by_budget(runs):
+    groups = [group for group in group_by_budget(runs) if len(np.unique(runs.params[group.rows])) >= 3]
+    minima = OptimumSolver(point_fit).many([group.budget for group in groups], new_run=False)
+    for group, minimum in zip(groups, minima, strict=True):
         sizes = runs.params[group.rows]
-        if len(np.unique(sizes)) < 3:
-            continue
-        minimum = optimum(point_fit, group.budget)
         ends = [*sizes, minimum.params.value]
         params = np.geomspace(min(ends), max(ends), POINTS)
         tokens = np.exp(np.log(group.budget) - flops_per_token(np.log(params)))

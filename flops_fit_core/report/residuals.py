@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from flops_fit_core.errors import FitError
-from flops_fit_core.fitting import optimum
+from flops_fit_core.fitting.laws.optimum_solver import OptimumSolver
 from flops_fit_core.fitting.predict import without_draws
 from flops_fit_core.records import LawFit, Observation
 from flops_fit_core.report.profiles import surface_loss
@@ -49,7 +49,7 @@ def compute_residuals(observations: Sequence[Observation], fit: LawFit) -> Resid
         predicted = surface_loss(point_fit, sizes, tokens)
         flops = np.array([run.flops for run in observations], dtype=float)
         grid = np.geomspace(flops.min(), flops.max() * (1 + 1e-9), _BUDGET_POINTS)
-        best = [optimum(point_fit, float(budget)).params.value for budget in grid]
+        best = [item.params.value for item in OptimumSolver(point_fit).many(grid.tolist(), new_run=False)]
     except (FitError, ValueError):
         # The law of another plugin, a law of the optimum only, or no runs.
         return None

@@ -81,6 +81,11 @@ class Theme:
             return [self.budgets(float(norm(budget))) for budget in budgets]
         return [self.budgets(rank / max(1, len(budgets) - 1)) for rank in range(len(budgets))]
 
+    @staticmethod
+    def dot_scale(count: int) -> float:
+        """Size of each of many dots, relative to the marker size."""
+        return 1.0 if count <= 60 else 0.7 if count <= 300 else 0.45
+
     def hollow(self, color: Any, marker: str = "*", scale: float = 2.2) -> dict[str, Any]:
         """A marker with a coloured edge, filled with the background."""
         size = {"markersize": scale * self.marker, "mew": 0.24 * self.line + 0.9}

@@ -20,6 +20,7 @@ from flops_fit_core.report.tables import minima_table, predictions_table, runs_t
 from flops_fit_core.report.task_tables import accuracy_table
 
 if TYPE_CHECKING:
+    from flops_fit_core.fitting.laws.optimum_solver import OptimumSolver
     from flops_fit_core.report.datatable import DataTable
 
 CURVE_POINTS = 60
@@ -73,9 +74,10 @@ def write_report(
     data = figures or _figure_data(content)
     if fit is not None and optimum is not None:
         optimum = lru_cache(maxsize=None)(optimum)
-        content = _add_predictions(content, fit, optimum)
+        solver = find_solver(fit, optimum)
+        content = _add_predictions(content, fit, optimum, solver)
         budgets = [prediction.flops for prediction in content.predictions[1:]]
-        data = replace(data, law=fit, optimum_at=find_solver(fit, optimum) or optimum, budgets=budgets)
+        data = replace(data, law=fit, optimum_at=solver or optimum, budgets=budgets)
         tables = {"minima": minima_table(fit), "predictions": predictions_table(fit, content.predictions)}
     if results:
         tables["runs"] = runs_table(results, plan)
@@ -94,21 +96,23 @@ def write_report(
     return [page, *files]
 
 
-def _add_predictions(content: ReportContent, fit: LawFit, optimum: Callable[[float], Optimum]) -> ReportContent:
+def _add_predictions(
+    content: ReportContent, fit: LawFit, optimum: Callable[[float], Optimum], solver: OptimumSolver | None
+) -> ReportContent:
     """The content with predictions, the curve of optima, and the grid for the budget field."""
     low, high = fit.flops_range
     predictions = [optimum(flops) for flops in (high, 10 * high, 100 * high)]
     ends = [low, 10 * high, *(minimum.budget for minimum in fit.minima)]
     flops = [float(value) for value in np.geomspace(min(ends), max(ends), CURVE_POINTS)]
     # The ends of the fitted range are points of the curve, so that its solid part reaches them.
-    curve = solve_many(fit, optimum, sorted({*flops, low, high}))
+    curve = solve_many(solver, optimum, sorted({*flops, low, high}))
     return ReportContent(
         **{
             **vars(content),
             "answer": predictions[1],
             "predictions": predictions,
             "curve": curve,
-            "grid": prediction_grid(fit, optimum),
+            "grid": prediction_grid(fit, optimum, solver),
         }
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import made_up_fits
 import numpy as np
@@ -224,6 +225,11 @@ def test_held_out_losses_are_diamonds_with_their_intervals() -> None:
         assert dict(dots)[run.loss] == pytest.approx(made_up_fits.loss(run.params, run.tokens))
 
 
+def test_the_held_out_budget_is_a_power_of_ten() -> None:
+    labels = [text.get_text() for text in draw_figure(full_data(), "predicted").legends[0].get_texts()]
+    assert "held out, C > $10^{19}$" in labels
+
+
 def test_a_law_of_the_optimum_only_is_compared_at_its_minima() -> None:
     data = FigureData(made_up_fits.runs(BUDGETS), made_up_fits.law_fit(), made_up_fits.true_optimum)
     axes = draw_figure(data, "predicted").axes[0]
@@ -237,6 +243,20 @@ def test_a_training_curve_ends_at_its_budget_and_leaves_out_the_first_percent() 
     curves = [line.get_xydata() for line in axes.lines if len(line.get_xydata()) > 1]
     assert [curve[-1, 0] for curve in curves] == list(BUDGETS)
     assert {len(curve) for curve in curves} == {3}
+
+
+def test_of_many_training_curves_a_few_per_budget_are_drawn_and_counted() -> None:
+    curves = [
+        TrainingCurve([0.5 * budget, budget], [4.0, 3.0 + seed / 100], budget)
+        for budget in BUDGETS
+        for seed in range(100)
+    ]
+    (axes,) = draw_figure(FigureData(read_curves=lambda: curves), "training").axes
+    lines = [line for line in axes.lines if len(line.get_xdata()) == 2]
+    assert len(lines) == 39
+    widest = max(line.get_linewidth() for line in lines)
+    assert [line.get_ydata()[-1] for line in lines if line.get_linewidth() == widest] == [3.0] * 3
+    assert axes.get_title(loc="left") == "39 of 300 runs. Thick: lowest loss of each budget."
 
 
 def test_every_draw_of_alpha_and_beta_is_a_dot() -> None:
@@ -263,6 +283,25 @@ def test_named_budgets_stand_next_to_their_curves_without_overlap() -> None:
     for box in boxes:
         assert not np.any((points > box.min).all(axis=1) & (points < box.max).all(axis=1)), "covers data"
         assert axes.get_window_extent().contains(box.x0, box.y0)
+
+
+def test_the_tick_labels_of_two_panels_keep_a_distance() -> None:
+    data = replace(full_data((1e11, 1.002e11)), budgets=[1e12, 1e13])
+    figure = draw_figure(data, "optimum", width="page")
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
+        gaps = [right.x0 - left.x1 for left, right in itertools.pairwise(boxes)]
+        assert min(gaps) > 6
+
+
+@pytest.mark.parametrize("kind", ["optimum", "tokens-per-param", "frontier", "contours"])
+def test_the_legend_of_a_single_budget_names_only_what_is_drawn(kind: str) -> None:
+    """C of the runs of one budget varies by a fraction of a per cent, which no solid line can show."""
+    figure = draw_figure(full_data((1e18, 1.002e18)), kind)
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert [label for label in labels if label.endswith(", beyond the runs")]
+    assert not {"range of the runs", "fitted law", "efficient frontier", "lowest measured"} & set(labels)
 
 
 def test_without_room_for_labels_there_is_a_legend() -> None:

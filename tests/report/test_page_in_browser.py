@@ -255,7 +255,72 @@ def test_a_run_shows_its_training_curve_alone(open_page):
     assert button.inner_text() in label
 
 
+def test_of_many_runs_a_few_curves_are_drawn_and_every_run_is_under_the_pointer(open_page, tmp_path):
+    results = []
+    for place, run in enumerate(made_up_fits.runs((1e18, 1e20), 30)):
+        curve = tuple(
+            {"step": k, "tokens": int(run.tokens * k / 20), "loss": run.loss + 1 / k} for k in range(1, 21)
+        )
+        result = made_up_fits.result(round(run.params), round(run.tokens), run.loss, width=16 + place, curve=curve)
+        results.append(result.model_copy(update={"run": result.run.model_copy(update={"budget": run.budget})}))
+    plan = made_up_fits.plan(results)
+    runs = observations(results)
+    page = open_page(
+        write_report(tmp_path, observations=runs, fit=None, optimum=None, results=results, plan=plan)[0]
+    )
+    figure = page.locator("#figure-curves")
+    assert "draws 40 of 60 runs" in figure.inner_text()
+    assert figure.locator("svg [data-mark=line] path").count() == 40 + 2
+    shown = set(page.evaluate("page.figures.shownCurves.shown"))
+    hidden = next(result.id for result in results if result.id not in shown)
+    x, y = page.evaluate(
+        """id => {
+        const svg = document.querySelector("#figure-curves svg");
+        svg.scrollIntoView({ block: "center", behavior: "instant" });
+        const { tokens, loss } = page.figures.lossCurves[id];
+        const box = svg.getBoundingClientRect();
+        return [box.x + svg.scale("x").apply(tokens), box.y + svg.scale("y").apply(loss.at(-1))];
+    }""",
+        hidden,
+    )
+    page.mouse.move(x - 1, y)
+    page.mouse.move(x, y)
+    figure.locator("svg .highlight").wait_for(state="attached", timeout=5000)
+    assert figure.locator("svg .highlight").count() == 1
+    assert hidden in figure.locator("[data-mark=tip] text").text_content()
+
+
 # ---------------------------------------------------------------------------- figures and files
+
+
+def test_an_axis_may_have_more_values_than_a_call_has_arguments(open_page):
+    """A study of 1,000 runs with 200 evaluations each."""
+    domain = open_page().evaluate(
+        "logAxis(Array.from({ length: 300000 }, (_, k) => k + 1), '', String, 600).domain"
+    )
+    assert domain[0] < 1 < 300000 < domain[1]
+
+
+@pytest.mark.parametrize("without", [None, "residuals"])
+def test_no_figure_leaves_half_a_row_empty(open_page, without):
+    page = open_page()
+    if without:
+        page.evaluate(f"""() => {{
+            page.figures.{without} = null;
+            const figures = [...document.querySelectorAll("[data-figure]")];
+            figures.forEach(drawFigure);
+            fillLastRow(figures);
+        }}""")
+    rows = page.evaluate("""() => {
+        const width = document.querySelector(".charts").clientWidth, tops = new Map();
+        for (const figure of document.querySelectorAll("[data-figure]:not([hidden])")) {
+            const box = figure.getBoundingClientRect();
+            tops.set(Math.round(box.top), (tops.get(Math.round(box.top)) ?? 0) + box.width);
+        }
+        return [...tops.values()].map((sum) => sum / width);
+    }""")
+    assert len(rows) == 4
+    assert min(rows) > 0.9
 
 
 def test_every_figure_has_points_and_shows_a_run_under_the_pointer(open_page):
@@ -358,6 +423,55 @@ def test_the_keyboard_reaches_the_field_the_table_and_the_details(open_page):
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
     assert {"budget-flops", "budget-serving", "run-search", "save-csv", "SUMMARY", "A"} <= reached
+
+
+def test_the_skip_link_comes_first_and_leads_to_the_answer(open_page):
+    page = open_page()
+    page.keyboard.press("Tab")
+    assert page.locator("a.skip:focus").bounding_box()["y"] >= 0
+    page.keyboard.press("Enter")
+    assert page.evaluate("location.hash") == "#answer"
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.closest('section').id") == "answer"
+
+
+def test_enter_on_a_heading_sorts_and_the_focus_is_visible(open_page):
+    page = open_page()
+    page.focus("#save-csv")
+    for _ in range(2):  # the table that scrolls, then its first heading
+        page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    assert page.get_attribute("#run-table thead th >> nth=0", "aria-sort") == "ascending"
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+
+
+def test_paper_is_light_has_no_fields_and_cuts_nothing(open_page):
+    """A dark page while it is printed, 680 pixels wide: A4 without the margins."""
+    page = open_page(width=680, scheme="dark")
+    page.emulate_media(media="print", color_scheme="dark")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    styles = "const style = getComputedStyle(document.body); return [style.backgroundColor, style.color]"
+    paper, ink = page.evaluate(f"() => {{ {styles} }}")
+    assert luminance(paper) == 1
+    assert luminance(ink) < 0.1
+    assert page.evaluate("palette().paper") == "#ffffff"
+    assert page.locator("input:visible, select:visible, nav:visible, .chart-actions:visible").count() == 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= 680
+    sizes = "items => items.map(item => item.clientWidth)"
+    assert page.locator("[data-figure]:visible svg").evaluate_all(sizes) == [680, *[328] * 6]
+    box = page.locator("#runs .scroll")
+    assert box.evaluate("box => box.scrollHeight") == box.evaluate("box => box.clientHeight")
+    assert page.locator("details.quiet:not([open])").count() == 0
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.locator("details.quiet:not([open])").count() > 0
+    assert page.evaluate("palette().paper") == "#14171b"
+
+
+def test_a_print_of_chromium_has_light_figures(open_page, tmp_path):
+    page = open_page(scheme="dark")
+    page.evaluate("addEventListener('beforeprint', () => (window.printed = palette().paper))")
+    page.pdf(path=tmp_path / "page.pdf", format="A4")
+    assert page.evaluate("window.printed") == "#ffffff"
 
 
 def test_without_javascript_the_answer_and_the_tables_are_there(browser, page_file):

@@ -85,21 +85,30 @@ def label_against_flops(
     set_log_axis(axes, "y", *add_margin([box.y0, box.y1], 0.08), show)
     x_label = f"C, training FLOPs ({data.names.flops})" if has_x_label else ""
     style_axes(axes, theme, x_label, y_label, wrap=canvas.characters(), y_wrap=canvas.characters("height"))
-    low, high = data.fit.flops_range
-    if high > low * 1.001:
-        axes.axvspan(low, high, color=theme.faint, alpha=0.5, lw=0, zorder=0)
+    if data.has_flops_range:
+        axes.axvspan(*data.fit.flops_range, color=theme.faint, alpha=0.5, lw=0, zorder=0)
 
 
 def law_legend(canvas: Canvas, data: FigureData, curve: Curve, *, law: str = "fitted law") -> list[Any]:
     """The signs of :func:`draw_law`, :func:`draw_minima` and :func:`label_against_flops`."""
     theme, (low, high) = canvas.theme, data.fit.flops_range
-    handles: list[Any] = [Line2D([], [], color=theme.law, lw=1.4 * theme.line, label=law)]
+    has_beyond = curve.flops[0] < low * 0.99 or curve.flops[-1] > high * 1.01
+    handles = law_lines(theme, data, law, 1.4, has_beyond=has_beyond)
     if curve.low is not None:
         handles.append(Patch(color=theme.law, alpha=BAND, lw=0, label=f"{data.fit.level:.0%} interval"))
-    if curve.flops[0] < low * 0.99 or curve.flops[-1] > high * 1.01:
-        handles.append(Line2D([], [], color=theme.law, lw=theme.line, ls="--", label="beyond the runs"))
-    if high > low * 1.001:
+    if data.has_flops_range:
         handles.append(Patch(color=theme.faint, alpha=0.5, lw=0, label="range of the runs"))
+    return handles
+
+
+def law_lines(theme: Theme, data: FigureData, law: str, width: float, *, has_beyond: bool) -> list[Any]:
+    """The signs of a law: solid within the fitted budgets, which one budget does not show, and dashed beyond."""
+    handles: list[Any] = []
+    if data.has_flops_range:
+        handles.append(Line2D([], [], color=theme.law, lw=width * theme.line, label=law))
+    if has_beyond:
+        label = "beyond the runs" if handles else f"{law}, beyond the runs"
+        handles.append(Line2D([], [], color=theme.law, lw=theme.line, ls="--", label=label))
     return handles
 
 

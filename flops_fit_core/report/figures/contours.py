@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.laws.surfaces import has_surface, point_surface
 from flops_fit_core.report.axes import add_margin, mark_synthetic, set_log_axis, set_title, style_axes
+from flops_fit_core.report.figures.against_flops import law_lines
 from flops_fit_core.report.figures.canvas import new_canvas
 from flops_fit_core.report.figures.data import FigureData
 
@@ -50,7 +51,7 @@ def draw_contours(data: FigureData, ax: Any = None, style: str | None = None, wi
     axes.plot(*frontier, "--", color=theme.law, lw=theme.line, zorder=2)
     axes.plot(*np.array(frontier)[:, is_fitted], "-", color=theme.law, lw=1.6 * theme.line, zorder=2)
     excluded = [run.id in fit.excluded for run in data.observations]
-    scale = 0.7 if len(excluded) > 60 else 1.0
+    scale = theme.dot_scale(len(excluded))
     positions, is_excluded = np.array(runs, dtype=float), np.array(excluded, dtype=bool)
     axes.plot(*positions[:, ~is_excluded], **theme.dot(theme.second, scale), zorder=3)
     axes.plot(*positions[:, is_excluded], **theme.hollow(theme.second, "o", scale), zorder=3)
@@ -71,9 +72,7 @@ def draw_contours(data: FigureData, ax: Any = None, style: str | None = None, wi
     set_title(axes, theme, f"Lines: L by the law, {data.names.loss}", wrap=int(1.1 * canvas.characters()))
     if data.synthetic:
         mark_synthetic(axes, theme)
-    signs = [Line2D([], [], color=theme.law, lw=1.6 * theme.line, label="efficient frontier")]
-    if not all(is_fitted):
-        signs.append(Line2D([], [], color=theme.law, lw=theme.line, ls="--", label="beyond the runs"))
+    signs = law_lines(theme, data, "efficient frontier", 1.6, has_beyond=not all(is_fitted))
     if data.observations:
         signs.append(Line2D([], [], **theme.dot(theme.second, scale), label="run"))
     if any(excluded):

@@ -10,6 +10,7 @@ import numpy as np
 
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting import Backtest, profile_minima
+from flops_fit_core.fitting.laws.optimum_solver import OptimumSolver
 from flops_fit_core.records import LawFit, Observation, Optimum, ProfileMinimum
 from flops_fit_core.report.axes import plain_text
 from flops_fit_core.report.datatable import on_set, singular
@@ -69,6 +70,12 @@ class FigureData:
             raise FitError(self.no_law or "this figure needs a fitted law")
         return self.law
 
+    @property
+    def has_flops_range(self) -> bool:
+        """Whether the runs have more than one budget; C of a single one varies by a few per cent."""
+        low, high = self.fit.flops_range
+        return high > 1.1 * low
+
     @cached_property
     def names(self) -> Names:
         """The conventions, without control characters and formulas."""
@@ -92,6 +99,8 @@ class FigureData:
         """The optimum along C, over the runs, the minima and ``budgets``. Raises FitError without a law."""
         ends = [*self.fit.flops_range, *self.budgets, *(minimum.budget for minimum in self.fit.minima)]
         grid = np.geomspace(min(ends), max(ends) * (1 + 1e-9), GRID_POINTS)
+        if isinstance(self.optimum_at, OptimumSolver):
+            return self.optimum_at.many(grid.tolist(), new_run=False)
         return [self.optimum(float(flops)) for flops in grid]
 
     @cached_property

@@ -29,7 +29,7 @@ def draw_frontier(data: FigureData, ax: Any = None, style: str | None = None, wi
     canvas = new_canvas(ax, style, width, kind="frontier", aspect=0.58)
     theme, axes = canvas.theme, canvas.panels[0]
     used = [run for run in data.observations if run.id not in data.fit.excluded]
-    scale = 0.6 if len(used) > 60 else 0.9
+    scale = 0.9 * theme.dot_scale(len(used))
     axes.plot([run.flops for run in used], [run.loss for run in used], **theme.dot(theme.grey, scale), zorder=1.7)
     steps = find_envelope(used)
     axes.step(*steps, where="post", color=theme.second, lw=0.8 * theme.line, zorder=1.6)
@@ -55,6 +55,7 @@ def draw_frontier(data: FigureData, ax: Any = None, style: str | None = None, wi
     signs = law_legend(canvas, data, curve, law="lowest loss by the law")
     if used:
         signs.append(Line2D([], [], **theme.dot(theme.grey, scale), label="run"))
+    if used and data.has_flops_range:
         signs.append(Line2D([], [], color=theme.second, lw=0.8 * theme.line, label="lowest measured"))
     if data.budgets:
         signs.append(Line2D([], [], **theme.hollow(theme.ink, "D", 1.0), label="predicted"))

@@ -72,7 +72,8 @@ KINDS: dict[str, FigureKind] = {
     ),
     "training": FigureKind(
         draw_training,
-        "Held-out loss during training against training FLOPs so far, one line per run.",
+        "Held-out loss during training against training FLOPs so far, one line per run. Of many runs, a few per "
+        "budget.",
     ),
     "draws": FigureKind(
         draw_draws,

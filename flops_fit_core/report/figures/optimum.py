@@ -40,7 +40,9 @@ def draw_optimum(data: FigureData, ax: Any = None, style: str | None = None, wid
         quantity = data.names.params if name == "params" else data.names.unit
         label = rf"${letter}_{{\mathrm{{opt}}}}$, {quantity}"
         has_x_label = not is_stacked or name == "tokens"
-        label_against_flops(canvas, axes, data, label, "count", has_x_label=has_x_label)
+        label_against_flops(
+            canvas, axes, data, label, "count", columns=1 if is_stacked else 2, has_x_label=has_x_label
+        )
         if exponent in data.fit.exponents:
             text = rf"${letter}_{{\mathrm{{opt}}}} \propto C^{{\,{exponent}}}$,  {exponent} = "
             text += numbers.exponent(data.fit.exponents[exponent])

@@ -50,7 +50,7 @@ def draw_predicted(data: FigureData, ax: Any = None, style: str | None = None, w
     theme, axes = canvas.theme, canvas.panels[0]
     budgets = sorted({float(f"{point.budget:.2g}") for point in points})
     colors = dict(zip(budgets, theme.budget_colors(budgets), strict=True))
-    scale = 0.7 if len(points) > 60 else 1.0
+    scale = theme.dot_scale(len(points))
     for budget, color in colors.items():
         for used, marker in ((True, theme.dot(color, scale)), (False, theme.hollow(color, "o", scale))):
             chosen = [item for item in points if item.used == used and float(f"{item.budget:.2g}") == budget]
@@ -129,7 +129,7 @@ def _add_signs(
     theme = canvas.theme
     signs: list[Any] = [Line2D([], [], color=theme.ink, lw=0.7, label="predicted = measured")]
     if held_out is not None:
-        label = f"held out, C > {held_out.above:.2g}"
+        label = f"held out, C > {format_power(held_out.above)}"
         signs.append(Line2D([], [], **theme.hollow(theme.second, "D", 0.9), label=label))
     if not all(point.used for point in points):
         signs.append(Line2D([], [], **theme.hollow(theme.grey, "o", 1), label="run not used by the fit"))

@@ -42,7 +42,7 @@ def draw_residuals(data: FigureData, ax: Any = None, style: str | None = None, w
     axes.axvline(1, color=theme.ink, lw=0.7, ls=":", zorder=1)
     budgets = sorted({float(f"{budget:.2g}") for budget in residuals.budget})
     colors = dict(zip(budgets, theme.budget_colors(budgets), strict=True))
-    scale = 0.8 if len(residuals.ratio) > 60 else 1.1
+    scale = 1.1 * theme.dot_scale(len(residuals.ratio))
     rounded = np.array([float(f"{budget:.2g}") for budget in residuals.budget])
     for budget, color in colors.items():
         for is_used, marker in ((True, theme.dot(color, scale)), (False, theme.hollow(color, "o", scale))):

@@ -15,7 +15,7 @@ from flops_fit_core.records import Optimum
 from flops_fit_core.report.overlay.answers import AnswerPair, choose_budgets, common_range, compare_answers
 from flops_fit_core.report.overlay.conventions import Convention, Quantity, find_refused
 from flops_fit_core.report.overlay.side import Side
-from flops_fit_core.report.page.prediction_grid import solve_many
+from flops_fit_core.report.page.prediction_grid import find_solver, solve_many
 
 CURVE_POINTS = 60
 ABOVE = 10.0
@@ -126,6 +126,6 @@ def _compute_curve(side: Side, budgets: list[float]) -> list[Optimum]:
     low, high = side.fit.flops_range
     near = [flops for flops in budgets if low / FARTHEST <= flops <= high * FARTHEST]
     try:
-        return solve_many(side.fit, side.optimum, near)
+        return solve_many(find_solver(side.fit, side.optimum), side.optimum, near)
     except FlopsFitError:
         return []

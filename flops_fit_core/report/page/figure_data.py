@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from flops_fit_core.fitting import TaskScores
 from flops_fit_core.fitting.data import Floats
 from flops_fit_core.records import Interval, LawFit, Optimum, ProfileMinimum, RunResult
+from flops_fit_core.report.curve_choice import choose_curves
 from flops_fit_core.report.page.content import ReportContent
 from flops_fit_core.report.page.tasks import TaskReport
 from flops_fit_core.report.profiles import build_profiles, group_by_profile
@@ -26,6 +27,7 @@ def figure_data(content: ReportContent) -> dict[str, Any]:
     data["profiles"] = _profiles(content)
     data["residuals"] = _residuals(content)
     data["lossCurves"] = loss_curves(content.results)
+    data["shownCurves"] = _choose_curves(content.results, data["lossCurves"])
     data["irreducible"] = None if fit is None else digits(_irreducible_loss(fit))
     return data
 
@@ -152,6 +154,15 @@ def loss_curves(results: Iterable[RunResult]) -> dict[str, dict[str, Any]]:
                 "loss": [float(f"{loss:.5g}") for _, loss in thinned],
             }
     return curves
+
+
+def _choose_curves(results: Iterable[RunResult], curves: Mapping[str, dict[str, Any]]) -> dict[str, list[str]]:
+    """Ids of the runs whose curves are drawn: all, or a few per budget. ``best`` are in front."""
+    ends = [
+        (result.id, result.run.budget, curves[result.id]["loss"][-1]) for result in results if result.id in curves
+    ]
+    choice = choose_curves([(budget, loss) for _, budget, loss in ends])
+    return {name: [ends[place][0] for place in places] for name, places in vars(choice).items()}
 
 
 def thin(points: Sequence[tuple[int, float]], most: int = CURVE_POINTS) -> list[tuple[int, float]]:

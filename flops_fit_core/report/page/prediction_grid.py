@@ -33,20 +33,25 @@ class PredictionGrid:
     entry per budget. Entries are None without an interval."""
 
 
-def prediction_grid(fit: LawFit, optimum: Callable[[float], Optimum]) -> PredictionGrid:
-    """The grid of a fit. Without inference, optima are those of ``optimum``; with inference, those of the core."""
+def prediction_grid(
+    fit: LawFit, optimum: Callable[[float], Optimum], solver: OptimumSolver | None
+) -> PredictionGrid:
+    """The grid of a fit. Without inference, optima are those of ``optimum``; with inference, those of the core.
+
+    ``solver`` is that of :func:`find_solver`.
+    """
     low, high = fit.flops_range
     # The largest fitted C and 10 times as much are points of the grid, so the page shows these answers exactly.
     first, last = np.round(np.log10([low / BELOW / high, ABOVE]) * BUDGETS_PER_DECADE)
     steps = np.arange(first, last + 1)
     flops = [float(budget) for budget in high * 10 ** (steps / BUDGETS_PER_DECADE)]
-    rows = [solve_many(fit, optimum, flops)]
+    rows = [solve_many(solver, optimum, flops)]
     ratios = [0.0]
-    solver = OptimumSolver(fit)
+    core = solver or OptimumSolver(fit)
     for ratio in SERVING_RATIOS[1:]:
         serving = [ratio * prediction.tokens.value for prediction in rows[0]]
         try:
-            rows.append(solver.many(flops, serving, new_run=False))
+            rows.append(core.many(flops, serving, new_run=False))
         except FitError:  # a law of the optimum only, or the law of another plugin
             break
         ratios.append(ratio)
@@ -62,9 +67,10 @@ def _end(interval: Interval, end: str) -> float | None:
     return value
 
 
-def solve_many(fit: LawFit, optimum: Callable[[float], Optimum], flops: list[float]) -> list[Optimum]:
-    """Optima at many budgets without those of a new run, by the core's solver if it agrees with ``optimum``."""
-    solver = find_solver(fit, optimum)
+def solve_many(
+    solver: OptimumSolver | None, optimum: Callable[[float], Optimum], flops: list[float]
+) -> list[Optimum]:
+    """Optima at many budgets without those of a new run, by ``solver``, or by ``optimum`` without one."""
     return [optimum(budget) for budget in flops] if solver is None else solver.many(flops, new_run=False)
 
 

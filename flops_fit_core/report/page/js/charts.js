@@ -6,9 +6,14 @@ import { palette } from "./palette.js";
 
 export const LINE = 1.8;
 export const STAR = 6;
+export const MANY_DOTS = 150;
+/** Smaller dots if many would hide each other. */
+export function dotRadius(count) {
+  return count > MANY_DOTS ? 2.6 : 4;
+}
 
 /** A figure of Observable Plot in the page's font and colours. */
-export function draw(width, { label, height = 340, marks, ...options }) {
+export function draw(width, { label, height = Math.min(340, Math.max(250, 0.8 * width)), marks, ...options }) {
   const { ink } = palette();
   const isNarrow = width < 420;
   const svg = Plot.plot({
@@ -52,7 +57,7 @@ function nameWholeFigureOnly(svg) {
 /** A logarithmic axis with round ticks, and room at both ends. */
 export function logAxis(values, label, show, width) {
   const finite = values.filter((value) => value > 0 && Number.isFinite(value));
-  const [low, high] = [Math.min(...finite), Math.max(...finite)];
+  const [low, high] = d3.extent(finite); // Math.min(...finite) fails for more than 100,000 values
   const margin = Math.max((high / low) ** 0.04, 1.05);
   const domain = [low / margin, high * margin];
   return { type: "log", domain, label, ticks: logTicks(domain, Math.max(3, Math.floor(width / 85))), showTick: (value) => shortTick(show(value)) };

@@ -34,7 +34,20 @@ function startCitation() {
   });
 }
 
+/** Paper has no button that opens details. Errors stay closed: many differ in numbers only. */
+function openDetailsOnPaper() {
+  let opened = [];
+  window.addEventListener("beforeprint", () => {
+    opened = [...document.querySelectorAll("details.quiet:not([open])")];
+    for (const details of opened) details.open = true;
+  });
+  window.addEventListener("afterprint", () => {
+    for (const details of opened) details.open = false;
+  });
+}
+
 startBudgetForm();
 startGallery({ ...FIGURES, ...taskDrawings() });
 startRunTable(showCurve);
+openDetailsOnPaper();
 startCitation();

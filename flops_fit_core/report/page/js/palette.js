@@ -10,6 +10,10 @@ export function isDark() {
   return darkScreen.matches && !isPrinting;
 }
 
+export function isOnPaper() {
+  return isPrinting;
+}
+
 export function palette() {
   return isDark() ? DARK : LIGHT;
 }

@@ -1,7 +1,7 @@
 // IsoFLOP profiles: loss against N, a curve per budget.
 
 import { page, runById } from "./data.js";
-import { draw, describeRun, logAxis, lossAxis, pointerTip, LINE, STAR } from "./charts.js";
+import { describeRun, dotRadius, draw, logAxis, lossAxis, pointerTip, LINE, STAR } from "./charts.js";
 import { formatCount, formatScientific } from "./format.js";
 import { budgetColors, palette } from "./palette.js";
 
@@ -30,7 +30,7 @@ export function drawProfiles(width) {
           x: "params", y: "loss", stroke: color(points[0].budget), strokeWidth: LINE,
           strokeDasharray: points[0].atEdge ? "5 4" : null, curve: "natural",
         })),
-      Plot.dot(runs, { x: "params", y: "loss", fill: (run) => color(run.group), stroke: paper, strokeWidth: 0.7, r: runs.length > 150 ? 2.6 : 4 }),
+      Plot.dot(runs, { x: "params", y: "loss", fill: (run) => color(run.group), stroke: paper, strokeWidth: 0.7, r: dotRadius(runs.length) }),
       Plot.dot(minima, {
         x: (item) => item.lowest[0], y: (item) => item.lowest[1], symbol: "star", r: STAR,
         fill: (item) => (item.atEdge ? paper : color(item.budget)), stroke: (item) => (item.atEdge ? color(item.budget) : ink), strokeWidth: 1.2,

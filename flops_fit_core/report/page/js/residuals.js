@@ -1,7 +1,7 @@
 // Residuals of the law against the distance from the optimum.
 
 import { page, runById } from "./data.js";
-import { describeRun, draw, logAxis, pointerTip } from "./charts.js";
+import { describeRun, dotRadius, draw, logAxis, pointerTip, MANY_DOTS } from "./charts.js";
 import { formatRatio } from "./format.js";
 import { budgetColors, palette } from "./palette.js";
 
@@ -25,7 +25,7 @@ export function drawResiduals(width) {
       Plot.ruleY([0], { stroke: ink, strokeWidth: 1 }),
       Plot.ruleX([1], { stroke: faint, strokeDasharray: "2 3" }),
       Plot.dot(points, {
-        x: "ratio", y: "percent", r: 4, strokeWidth: 1.2,
+        x: "ratio", y: "percent", r: dotRadius(points.length), strokeWidth: points.length > MANY_DOTS ? 0.6 : 1.2,
         fill: ({ budget, used }) => (used ? colors.get(budget) : paper), stroke: ({ budget, used }) => (used ? paper : colors.get(budget)),
       }),
       pointerTip(points, "ratio", "percent", text),
