@@ -1,11 +1,9 @@
-"""Formats numbers for all tables, figures and sentences."""
+"""Formats numbers for all tables, figures, messages and records."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-
-from flops_fit_core.records import Interval
 
 _UNITS = ("", "K", "M", "B", "T")
 NONE = "–"
@@ -62,6 +60,23 @@ def deviation(value: float) -> str:
     return f"{value:+.2%}" if abs(value) < 0.1 else f"{value:+.0%}"
 
 
+def change(value: float, decimals: int = 1) -> str:
+    """A ratio as a change with its sign: ``+4.2%``, ``-12.0%``; outside 0.1 to 2 ``a factor of 371``."""
+    if math.isfinite(value) and 0.1 <= value <= 2:
+        return f"{value - 1:+.{decimals}%}"
+    return f"a factor of {_plain(value)}"
+
+
+def share(value: float, decimals: int = 1) -> str:
+    """A relative size, such as a root mean square error: ``4.2%``; above 200% a factor, ``12 times``."""
+    return f"{value:.{decimals}%}" if abs(value) <= 2 else f"{_plain(value)} times"
+
+
+def short_share(value: float) -> str:
+    """:func:`share` in two digits: ``0.31%``, ``4.2%``, ``120%``."""
+    return f"{float(f'{100 * value:.2g}'):g}%" if abs(value) <= 2 else share(value)
+
+
 def duration(seconds: float | None) -> str:
     """``0.4 s``, ``42 s``, ``3 min 20 s``, ``5 h 12 min``, ``3 d 4 h``."""
     if seconds is None:
@@ -88,13 +103,6 @@ def span(
     return NONE if low is None or high is None else f"{show(low)}{separator}{show(high)}"
 
 
-def exponent(interval: Interval) -> str:
-    """A scaling exponent in three decimals with its interval: ``0.513 (0.480 to 0.543)``."""
-    if interval.low is None or interval.high is None:
-        return f"{interval.value:.3f}"
-    return f"{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})"
-
-
 def _significant(value: float, digits: int = 3) -> str:
     """Significant digits without an exponent, trailing zeros kept: ``1.20``, ``12.0``, ``999``."""
     if value == 0:
@@ -102,3 +110,8 @@ def _significant(value: float, digits: int = 3) -> str:
     rounded = float(f"{value:.{digits - 1}e}")
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(rounded))))
     return f"{value if digits >= 3 else rounded:.{decimals}f}"  # 1234 keeps its digits
+
+
+def _plain(value: float) -> str:
+    """Three digits at most: ``12``, ``371``, ``1.2e5``."""
+    return f"{value:.3g}".replace("e+0", "e").replace("e+", "e").replace("e-0", "e-")

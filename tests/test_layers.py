@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[1]
 CORE = ROOT / "flops_fit_core"
 ROOMS = [
     "errors",
-    "records",
     "numbers",
+    "records",
     "plugins",
     "config",
     "data",

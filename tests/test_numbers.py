@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flops_fit_core import Interval, numbers
+from flops_fit_core.report.datatable import show_exponent
 
 
 @pytest.mark.parametrize(
@@ -46,8 +47,8 @@ def test_ratios_are_plain_below_ten_thousand(value, text):
 
 
 def test_an_exponent_without_interval_is_a_bare_number():
-    assert numbers.exponent(Interval(value=0.5134)) == "0.513"
-    assert numbers.exponent(Interval(value=0.5134, low=0.48, high=0.5432)) == "0.513 (0.480 to 0.543)"
+    assert show_exponent(Interval(value=0.5134)) == "0.513"
+    assert show_exponent(Interval(value=0.5134, low=0.48, high=0.5432)) == "0.513 (0.480 to 0.543)"
 
 
 def test_an_interval_without_ends_is_a_dash():
@@ -61,3 +62,31 @@ def test_a_formatted_count_is_within_half_a_percent(value):
     unit = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}.get(text[-1])
     shown = float(text[:-1]) * unit if unit else float(text)
     assert shown == pytest.approx(value, rel=5.01e-3)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "text"),
+    [
+        (1.042, "+4.2%"),
+        (0.88, "-12.0%"),
+        (1.9996, "+100.0%"),
+        (370.664, "a factor of 371"),
+        (1234567.0, "a factor of 1.23e6"),
+        (0.0027, "a factor of 0.0027"),
+        (float("inf"), "a factor of inf"),
+    ],
+)
+def test_a_large_or_small_ratio_is_a_factor(ratio: float, text: str) -> None:
+    assert numbers.change(ratio) == text
+
+
+@pytest.mark.parametrize(("share", "text"), [(0.042, "4.2%"), (1.5, "150.0%"), (12.3, "12.3 times")])
+def test_a_large_share_is_a_factor(share: float, text: str) -> None:
+    assert numbers.share(share) == text
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0.00312, "0.31%"), (0.042, "4.2%"), (1.234, "120%"), (12.3, "12.3 times")]
+)
+def test_a_short_share_has_two_digits(share: float, text: str) -> None:
+    assert numbers.short_share(share) == text

@@ -12,7 +12,6 @@ from flops_fit_core.cli import laws
 from flops_fit_core.cli.law_options import law_source
 from flops_fit_core.cli.printing import print_json, print_notes, print_text
 from flops_fit_core.cli.shared_options import share_options
-from flops_fit_core.plugins.percentages import format_share
 from flops_fit_core.plugins.registry import Registry
 
 MAX_POINTS = 8
@@ -56,7 +55,7 @@ def backtest(
     print_text(
         f"{len(tested.held_out)} runs held out above C = {numbers.scientific(tested.above)}, {tested.fit.n_runs} "
         f"fitted by {tested.fit.fitter.name}: mean absolute relative error "
-        f"{format_share(tested.mean_abs_error, 2)}, bias {numbers.deviation(tested.bias)}"
+        f"{numbers.share(tested.mean_abs_error, 2)}, bias {numbers.deviation(tested.bias)}"
     )
     if tested.with_interval:
         print_text(

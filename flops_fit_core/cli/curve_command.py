@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flops_fit_core import numbers
 from flops_fit_core.cli import arguments as args
 from flops_fit_core.cli.laws import column_pairs
 from flops_fit_core.cli.printing import print_json, print_notes, print_table, print_text
 from flops_fit_core.errors import ConfigError
-from flops_fit_core.plugins.percentages import format_share
 from flops_fit_core.records import Diagnostic
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ def _print(
         values = ", ".join(f"{name} {value:.4g}" for name, value in fit.parameters.items())
         name = f" {group}:" if several else ""
         print_text(f"Law {fit.law.name},{name} from {len(fit.names)} finished curves: {values}")
-        total, spread = (format_share(value, 2) for value in (fit.noise.total, fit.spread))
+        total, spread = (numbers.share(value, 2) for value in (fit.noise.total, fit.spread))
         print_text(f"  residuals {total} of L; a new run lies {spread} around the law")
     for group, text, loss in predictions:
         name = f"{group}, " if several else ""
@@ -216,7 +216,6 @@ def _print(
 
 
 def _finals_table(finals: Sequence[FinalLoss], level: float) -> DataTable:
-    from flops_fit_core import numbers
     from flops_fit_core.report import DataTable
     from flops_fit_core.report.datatable import Column
 

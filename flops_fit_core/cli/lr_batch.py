@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flops_fit_core import numbers
 from flops_fit_core.cli.laws import LawRequest
 from flops_fit_core.cli.printing import print_json, print_message, print_notes, print_table, print_text
 from flops_fit_core.config import override_value
 from flops_fit_core.config import read_table as read_file
 from flops_fit_core.errors import ConfigError
-from flops_fit_core.plugins.percentages import format_share
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.records import Interval
 
@@ -110,7 +110,6 @@ def _write(out: Path, fit: LrBatchFit) -> None:
 
 def print_fit(fit: LrBatchFit) -> None:
     """Print the laws and the table of cells."""
-    from flops_fit_core import numbers
     from flops_fit_core.fitting.hyperparameters.diagnostics import count_pairs
 
     print_table(cells_table(fit))
@@ -134,14 +133,14 @@ def print_fit(fit: LrBatchFit) -> None:
     print_text(
         f"{shape} surface of ln loss in {fit.n_runs} of {fit.n_table} runs, at most {fit.window:.2%} above the "
         f"lowest loss of their N and D; {count_pairs(len(fit.cells))}; residual "
-        f"{format_share(fit.residual, 2)}. Intervals {method}, Student's t with "
+        f"{numbers.share(fit.residual, 2)}. Intervals {method}, Student's t with "
         f"{fit.degrees_of_freedom} degrees of freedom."
     )
     if fit.mean_regret is not None:
         worst = max(cell.regret for cell in fit.cells if cell.regret is not None)
         print_text(
-            f"Loss given up in held-out pairs of N and D: {format_share(fit.mean_regret, 3)} on average, "
-            f"{format_share(worst, 3)} at worst, compared with their lowest run."
+            f"Loss given up in held-out pairs of N and D: {numbers.share(fit.mean_regret, 3)} on average, "
+            f"{numbers.share(worst, 3)} at worst, compared with their lowest run."
         )
 
 
@@ -157,7 +156,6 @@ def _ends(interval: Interval, show: Callable[[float], str]) -> str:
 
 def cells_table(fit: LrBatchFit) -> DataTable:
     """Best learning rate and batch by the law in each cell, with its lowest run and held-out regret."""
-    from flops_fit_core import numbers
     from flops_fit_core.report import DataTable
     from flops_fit_core.report.datatable import column
 
@@ -184,7 +182,7 @@ def cells_table(fit: LrBatchFit) -> DataTable:
         column("its batch", "best_batch", numbers.count),
         column("lr*", "lr"),
         column("batch*", "batch"),
-        column("held-out regret", "regret", lambda value: format_share(value, 3)),
+        column("held-out regret", "regret", lambda value: numbers.share(value, 3)),
     ]
     present = {name for name in rows[0] if any(row[name] is not None for row in rows)} if rows else set()
     fields = tuple(name for name in rows[0] if name in present)

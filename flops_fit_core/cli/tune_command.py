@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flops_fit_core import numbers
 from flops_fit_core.cli import arguments as args
 from flops_fit_core.cli.printing import print_json, print_message, print_table, print_text
 from flops_fit_core.errors import ConfigError, UserError
-from flops_fit_core.plugins.percentages import format_share
 from flops_fit_core.plugins.registry import Registry
 
 if TYPE_CHECKING:
@@ -98,7 +98,6 @@ def _first(count: int, study: Study) -> list[int]:
 
 
 def _announce(lr_sweep: LearningRateSweep, rates: int, study: Study, folder: Path) -> None:
-    from flops_fit_core import numbers
 
     sizes = ", ".join(str(measured.size) for measured in lr_sweep.measured)
     flops = rates * lr_sweep.flops
@@ -106,7 +105,7 @@ def _announce(lr_sweep: LearningRateSweep, rates: int, study: Study, folder: Pat
         f"{lr_sweep.option.name}, now {lr_sweep.option.value:.4g}: {rates} values a factor of 2 apart, "
         f"sizes {sizes}, D = {numbers.count(lr_sweep.tokens)} {study.plan.unit}, "
         f"{_counted(len(lr_sweep.seeds), 'seed')}: {rates * len(lr_sweep.measured) * len(lr_sweep.seeds)} runs, "
-        f"{numbers.scientific(flops)} FLOPs ({format_share(flops / study.plan.flops, 0)} the plan's), in {folder}"
+        f"{numbers.scientific(flops)} FLOPs ({numbers.share(flops / study.plan.flops, 0)} the plan's), in {folder}"
     )
 
 
@@ -151,7 +150,6 @@ def _report_new_runs(study: Study, tuning: Tuning, value: float | None) -> None:
 
 
 def _print(tuning: Tuning, lr_sweep: LearningRateSweep, source: Path) -> None:
-    from flops_fit_core import numbers
     from flops_fit_core.report.datatable import singular
 
     print_table(_table(tuning))
@@ -184,7 +182,6 @@ def _counted(count: int, noun: str) -> str:
 
 def _table(tuning: Tuning) -> DataTable:
     """Loss by value and size; a star marks the lowest of each size."""
-    from flops_fit_core import numbers
     from flops_fit_core.report import DataTable
     from flops_fit_core.report.datatable import Column, Row
 

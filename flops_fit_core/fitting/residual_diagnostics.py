@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flops_fit_core import numbers
 from flops_fit_core.fitting.data import Floats
 from flops_fit_core.fitting.distributions import binomial_tail, f_tail, f_upper_quantile, t_quantile
 from flops_fit_core.fitting.io.units import name_rows
 from flops_fit_core.fitting.uncertainty.noise import NoiseModel
-from flops_fit_core.plugins.percentages import format_share
 from flops_fit_core.records import Diagnostic
 
 MAX_CURVATURE_P, MAX_QUADRATIC_P, MAX_OUTSIDE_P = 0.03, 0.02, 0.01
@@ -137,7 +137,7 @@ def _describe_curvature(fitted: FittedResiduals) -> str:
 
 def _describe_side(residuals: Floats) -> str:
     mean = float(np.expm1(residuals.mean()))
-    return f"{format_share(abs(mean))} {'above' if mean > 0 else 'below'}"
+    return f"{numbers.share(abs(mean))} {'above' if mean > 0 else 'below'}"
 
 
 def _describe_pattern(fitted: FittedResiduals, quadratic: Floats) -> str:
@@ -145,7 +145,7 @@ def _describe_pattern(fitted: FittedResiduals, quadratic: Floats) -> str:
         return ""
     if fitted.noise.misfit(fitted.residuals, fitted.jacobian, quadratic) > MAX_QUADRATIC_P:
         return ""
-    noise = format_share(fitted.sigma, 2)
+    noise = numbers.share(fitted.sigma, 2)
     return (
         f"residuals follow a pattern in N and D that noise of {noise} does not explain: the law has "
         "the wrong shape for these losses, or runs were tuned unevenly (furthest off: "

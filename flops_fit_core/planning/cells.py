@@ -14,7 +14,6 @@ from flops_fit_core.config import Experiment, PluginConfig, build_hyperparameter
 from flops_fit_core.errors import ConfigError, PlanError
 from flops_fit_core.flops.model_stats import SizeStats
 from flops_fit_core.planning.shared_phases import FLOAT, SharedPhases
-from flops_fit_core.plugins.percentages import format_change
 from flops_fit_core.plugins.protocols import Dataset, RecipeInput, RunInfo, SampleSize, Task
 from flops_fit_core.plugins.specs import ModelSpec
 from flops_fit_core.records import Hyperparameters, RunSpec, SkippedCell
@@ -108,11 +107,11 @@ class CellResolver:
         self.notes.append(
             f"budget {numbers.scientific(budget)}: size {stats.size} is skipped, because an integer "
             "number of steps misses the "
-            f"budget by {format_change(1 + batching.miss)} (tolerance {TOLERANCE:.0%})"
+            f"budget by {numbers.change(1 + batching.miss)} (tolerance {TOLERANCE:.0%})"
         )
         return (
             f"{batching.steps} steps of {batching.batch_size} samples miss it by "
-            f"{format_change(1 + batching.miss)} (tolerance {TOLERANCE:.0%}). Use a smaller sweep.batch_size, or "
+            f"{numbers.change(1 + batching.miss)} (tolerance {TOLERANCE:.0%}). Use a smaller sweep.batch_size, or "
             f"the nearest budget that this size can meet: {budget * (1 + batching.miss):.6g}"
         )
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from flops_fit_core import numbers
 from flops_fit_core.records.base import Positive, Record
-from flops_fit_core.records.html import html_block, html_list, html_table, html_text, power_of_ten, short_number
+from flops_fit_core.records.html import html_block, html_list, html_table, html_text
 from flops_fit_core.records.runs import PluginChoice
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ class Optimum(Record):
             f"{name} {_with_ends(interval, show, ends_first=self.is_far)}"
             for name, interval, show in self._quantities()
         ]
-        return "\n".join([*self.notes, f"C {power_of_ten(self.flops)}: {', '.join(parts)}"])
+        return "\n".join([*self.notes, f"C {numbers.scientific(self.flops)}: {', '.join(parts)}"])
 
     def _repr_html_(self) -> str:
         """For notebooks: N, D and L with their intervals. With one digit, after the interval, if C is far."""
@@ -163,13 +164,13 @@ class Optimum(Record):
         if self.is_far:
             headings = ("", "low", "high", "estimate, order of magnitude")
             cells = [(name, low, high, f"about {value}") for name, value, low, high in cells]
-        title = f"Optimum for C = {power_of_ten(self.flops)} FLOPs"
+        title = f"Optimum for C = {numbers.scientific(self.flops)} FLOPs"
         return html_block(title, html_list(self.notes), html_table(headings, cells, (True,)))
 
     def _quantities(self) -> list[tuple[str, Interval, Callable[[float], str]]]:
         """Name, interval and format of each quantity."""
         digits = 1 if self.is_far else 3
-        show_count, show_loss = partial(short_number, digits=digits), f"{{:.{1 if self.is_far else 4}f}}".format
+        show_count, show_loss = partial(numbers.count, digits=digits), f"{{:.{1 if self.is_far else 4}f}}".format
         losses = [("L", self.loss), *([] if self.new_run is None else [("L of a new run", self.new_run)])]
         return [
             ("N_opt", self.params, show_count),
@@ -242,7 +243,7 @@ class LawFit(Record):
             else ""
         )
         on_set = f" on {self.eval_set}" if self.eval_set else ""
-        low, high = map(power_of_ten, self.flops_range)
+        low, high = map(numbers.scientific, self.flops_range)
         conventions = (
             f"{level}N: {self.params_name}. C: {self.flops_name}. D: {self.unit}. L: nats per "
             f"{self.unit.removesuffix('s')}{on_set}. C of the runs: {low} to {high}."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Iterable, Sequence
 
 
@@ -37,24 +36,6 @@ def html_table(headings: Sequence[str], rows: Iterable[Sequence[str]], left: Seq
         for row in rows
     )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def short_number(value: float, digits: int = 3) -> str:
-    """Digits with a unit (``27.0K``, ``1.85M``), or a power of ten (``4e11``) from 1e15 on."""
-    rounded = float(f"{value:.{digits - 1}e}")
-    for power, unit in enumerate(("", "K", "M", "B", "T")):
-        scaled = rounded / 1000.0**power
-        if abs(scaled) < 1000:
-            decimals = digits - 1 - math.floor(math.log10(abs(scaled))) if scaled else 0
-            return f"{scaled:.{min(max(decimals, 0), digits - 1)}f}{unit}"
-    return power_of_ten(value, digits)
-
-
-def power_of_ten(value: float, digits: int = 3) -> str:
-    """FLOPs: ``4e11``, ``2.35e18``."""
-    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-    mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
-    return f"{mantissa}e{int(exponent)}"
 
 
 def escape(text: str) -> str:

@@ -10,8 +10,9 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, PositiveInt
 
+from flops_fit_core import numbers
 from flops_fit_core.records.base import FiniteJson, Positive, Record, content_hash
-from flops_fit_core.records.html import html_block, html_list, html_table, html_text, power_of_ten, short_number
+from flops_fit_core.records.html import html_block, html_list, html_table, html_text
 
 
 class PluginChoice(Record):
@@ -313,16 +314,16 @@ class SweepPlan(Record):
         for budget in self.budgets:
             runs = [run for run in self.runs if run.budget == budget]
             ranges = (
-                (short_number, [run.params for run in runs]),
-                (short_number, [run.tokens for run in runs]),
+                (numbers.count, [run.params for run in runs]),
+                (numbers.count, [run.tokens for run in runs]),
                 ("{:,}".format, [run.steps for run in runs]),
             )
             spans = [f"{show(min(values))} – {show(max(values))}" for show, values in ranges]
-            flops = power_of_ten(math.fsum(run.flops for run in runs))
-            rows.append((power_of_ten(budget), str(len(runs)), *spans, flops))
+            flops = numbers.scientific(math.fsum(run.flops for run in runs))
+            rows.append((numbers.scientific(budget), str(len(runs)), *spans, flops))
         skipped = f" Sizes skipped: {len(self.skipped)}, see .skipped." if self.skipped else ""
         return html_block(
-            f"Plan {self.name}: {len(self.runs)} runs, {power_of_ten(self.flops)} FLOPs",
+            f"Plan {self.name}: {len(self.runs)} runs, {numbers.scientific(self.flops)} FLOPs",
             html_list(self.notes),
             html_table(("C", "runs", "N", f"D ({self.unit})", "steps", "FLOPs"), rows),
             html_text(f"N: {self.params_name}. C: {self.flops_name}.{skipped}"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from flops_fit_core import numbers
-from flops_fit_core.plugins.percentages import format_share
 from flops_fit_core.records import FAR
 from flops_fit_core.report.answer import describe_distance
 from flops_fit_core.report.datatable import Column, DataTable, Row
@@ -114,7 +113,7 @@ def _describe_design(comparison: Comparison) -> str:
     text = f"{first} + {second} runs, {comparison.n_shared_cells} common (N, D) cells"
     if comparison.n_pairs:
         text += f", {comparison.n_pairs} pairs with equal N, D and seed"
-    text += f"; noise between equal runs: {format_share(comparison.noise, 2)} of the loss"
+    text += f"; noise between equal runs: {numbers.share(comparison.noise, 2)} of the loss"
     if comparison.pair_correlation is not None:
         # The sum with 0 replaces -0.00 by 0.00.
         text += f", correlation within a pair {round(comparison.pair_correlation, 2) + 0.0:.2f}"

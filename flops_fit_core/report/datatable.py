@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from flops_fit_core import numbers
 from flops_fit_core.errors import ConfigError
 from flops_fit_core.plugins.utilities import escape_controls
-from flops_fit_core.records import Diagnostic
+from flops_fit_core.records import Diagnostic, Interval
 from flops_fit_core.records.html import html_block, html_list, html_table, html_text
 
 if TYPE_CHECKING:
@@ -173,3 +173,10 @@ def on_set(eval_set: str | None) -> str:
 def singular(unit: str) -> str:
     """``tokens`` -> ``token``."""
     return unit.removesuffix("s") or unit
+
+
+def show_exponent(interval: Interval) -> str:
+    """A scaling exponent in three decimals with its interval: ``0.513 (0.480 to 0.543)``."""
+    if interval.low is None or interval.high is None:
+        return f"{interval.value:.3f}"
+    return f"{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})"

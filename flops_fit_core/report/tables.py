@@ -10,10 +10,9 @@ from functools import partial
 from typing import Any
 
 from flops_fit_core import numbers
-from flops_fit_core.plugins.percentages import format_share
 from flops_fit_core.records import FAR, Diagnostic, LawFit, Optimum, ProfileMinimum, RunResult, RunSpec, SweepPlan
 from flops_fit_core.report.answer import describe_distance
-from flops_fit_core.report.datatable import Column, DataTable, Row, column, conventions
+from flops_fit_core.report.datatable import Column, DataTable, Row, column, conventions, show_exponent
 from flops_fit_core.report.run_errors import summarise_errors
 
 # ---------------------------------------------------------------------------- of a fit
@@ -88,7 +87,7 @@ def laws_table(fit: LawFit) -> DataTable:
             Column("law", lambda row: str(row["law"]), align_left=True),
             Column("runs", lambda row: str(row["runs"]), align_left=True),
             Column("weight", lambda row: f"{row['weight']:.0%}"),
-            Column("error", lambda row: "–" if row["error"] is None else format_share(row["error"], 2)),
+            Column("error", lambda row: "–" if row["error"] is None else numbers.share(row["error"], 2)),
             Column("a", lambda row: f"{row['a']:.3f}"),
             column("N_opt", "params", numbers.count),
             column("L", "loss", numbers.loss),
@@ -221,7 +220,7 @@ def exponents(fit: LawFit) -> str:
     if not fit.exponents:
         return "No exponents: the law has no D"
     return "; ".join(
-        f"{laws.get(name, '')}{name} = {numbers.exponent(interval)}" for name, interval in fit.exponents.items()
+        f"{laws.get(name, '')}{name} = {show_exponent(interval)}" for name, interval in fit.exponents.items()
     )
 
 

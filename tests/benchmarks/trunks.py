@@ -20,9 +20,9 @@ import numpy as np
 from flops_fit_core import Study
 from flops_fit_core.config import make_experiment
 from flops_fit_core.fitting import IsoflopFitter, ParametricFitter, observations
-from flops_fit_core.numbers import exponent
 from flops_fit_core.planning import make_plan
 from flops_fit_core.plugins.registry import installed
+from flops_fit_core.report.datatable import show_exponent
 from flops_fit_core.study.directory import StudyFolder
 
 BUDGETS = [1.25e10, 2.5e10, 5e10, 1e11]
@@ -86,7 +86,7 @@ def by_cell(results):
 
 def compare(name, fitter, cosine, wsd):
     ours, theirs = (fitter.fit(observations(results)).exponents["a"] for results in (wsd, cosine))
-    print(f"{name}: a {exponent(ours)} from trunks, {exponent(theirs)} from cosine runs; ", end="")
+    print(f"{name}: a {show_exponent(ours)} from trunks, {show_exponent(theirs)} from cosine runs; ", end="")
     if ours.low is None or theirs.low is None:
         print(f"difference {ours.value - theirs.value:+.3f}, without an interval")
         return

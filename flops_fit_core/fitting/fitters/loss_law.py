@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from flops_fit_core import numbers
 from flops_fit_core.fitting.data import Floats
 from flops_fit_core.fitting.distributions import f_tail
 from flops_fit_core.fitting.fitters.profile_prior import DECAY_MEAN, EXPONENT_PRIOR
 from flops_fit_core.fitting.uncertainty.bootstrap import draw_scale
-from flops_fit_core.plugins.percentages import format_share
 from flops_fit_core.records import Diagnostic
 
 SCATTER_CHANCE = 0.02
@@ -74,7 +74,7 @@ def estimate_loss_scatter(
     error = float(np.sqrt(np.mean(misfit**2)))
     message = (
         "the lowest losses of the budgets lie further from E + k C^-gamma than the runs' noise explains (by "
-        f"{format_share(error, 2)}, added to the intervals of L_opt); check for budgets tuned differently"
+        f"{numbers.share(error, 2)}, added to the intervals of L_opt); check for budgets tuned differently"
     )
     return max(0.0, mean_square - 1), dof, Diagnostic(code="loss-scatter", message=message)
 

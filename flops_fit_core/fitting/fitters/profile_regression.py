@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flops_fit_core import numbers
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.data import Bools, Floats, Ints, Runs
 from flops_fit_core.fitting.diagnostics import count_runs, explain_unusable
@@ -25,7 +26,6 @@ from flops_fit_core.fitting.fitters.profile_prior import CURVATURE_ERROR
 from flops_fit_core.fitting.fitters.profiles import MAX_EXCESS, MIN_NEAR_SIZES, Group, Profile, fit_profile
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
 from flops_fit_core.fitting.uncertainty.refits import OUTLIER
-from flops_fit_core.plugins.percentages import format_change
 from flops_fit_core.records import Diagnostic
 
 FAR = f"loss more than {MAX_EXCESS:.0%} above the lowest of its budget: too far from the optimum to locate it"
@@ -256,7 +256,7 @@ def _describe_outliers(robust: RobustFit, runs: Runs, rows: Ints) -> list[Diagno
     if not robust.offsets:
         return []
     errors = [
-        f"{runs.ids[rows[row]]} ({format_change(1 + error, 2)})"
+        f"{runs.ids[rows[row]]} ({numbers.change(1 + error, 2)})"
         if robust.fit.runs.is_log
         else f"{runs.ids[rows[row]]} ({error:+.3g})"
         for row, error in robust.offsets

@@ -8,7 +8,6 @@ import numpy as np
 
 from flops_fit_core import numbers
 from flops_fit_core.fitting.data import Floats, Ints
-from flops_fit_core.plugins.percentages import format_change, format_share
 
 _MIN_SPREAD = 0.02
 """Larger relative differences between runs of equal N are reported."""
@@ -30,14 +29,15 @@ def describe_flops_per_token(
     change = _change_with_tokens(size, ln_tokens, ln_flops)
     if spread > _MIN_SPREAD and change:
         message = (
-            f"FLOPs per token change with D: at equal N by {format_change(1 + change)} for 10 times the tokens (a "
+            f"FLOPs per token change with D: at equal N by {numbers.change(1 + change)} for 10 "
+            "times the tokens (a "
             "longer context?). D at a given N and C is then an average; fit runs of the same context length"
         )
         return (message,)
     warnings = []
     if spread > _MIN_SPREAD:
         warnings.append(
-            f"runs of equal N differ by {format_share(spread)} in FLOPs per token, so D at a given N and C is an "
+            f"runs of equal N differ by {numbers.share(spread)} in FLOPs per token, so D at a given N and C is an "
             "average; fit runs with the same counter and the same shape per size"
         )
     x, first = np.unique(ln_params, return_index=True)
@@ -48,7 +48,7 @@ def describe_flops_per_token(
     jump = _find_jump(x, mean[first] - x, scatter)
     if jump is not None:
         warnings.append(
-            f"FLOPs per token over N jump by {format_change(1 + jump.size)} between N = "
+            f"FLOPs per token over N jump by {numbers.change(1 + jump.size)} between N = "
             f"{numbers.count(float(np.exp(jump.below)))} and "
             f"{numbers.count(float(np.exp(jump.above)))}, as between "
             "two model families or two counters: optima near the jump "
@@ -56,7 +56,7 @@ def describe_flops_per_token(
         )
         return tuple(warnings)
     warnings.append(
-        f"FLOPs per token of the sizes scatter by {format_share(scatter)} about a smooth curve in N (shapes vary "
+        f"FLOPs per token of the sizes scatter by {numbers.share(scatter)} about a smooth curve in N (shapes vary "
         f"between sizes): an optimum assumes a typical shape, and a model with {scatter:.1%} more FLOPs per token "
         f"trains on {scatter:.1%} fewer tokens"
     )

@@ -16,7 +16,7 @@ from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.io.histories import Row
 from flops_fit_core.fitting.io.names import normalise_name
 from flops_fit_core.fitting.io.numbers import NumberFormat, is_blank
-from flops_fit_core.plugins.percentages import format_share
+from flops_fit_core.numbers import share
 from flops_fit_core.records import Diagnostic, Observation
 
 POOLED = "none"
@@ -136,7 +136,7 @@ def check_groups(rows: Sequence[Row], roles: Mapping[str, str], numbers: NumberF
     value = next((value for value in values if value), "")
     message = (
         f"this fit pools {len(values)} groups of column {column!r}; --group-by {shlex.quote(column)} fits each. "
-        f"At equal N and D, the losses of the groups ({shown}) differ by {format_share(gain)} (root mean square). "
+        f"At equal N and D, the losses of the groups ({shown}) differ by {share(gain)} (root mean square). "
         f"--filter {shlex.quote(f'{column}={value}')} keeps one group"
     )
     return [Diagnostic(code="groups", message=message)]

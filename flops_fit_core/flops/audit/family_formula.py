@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from flops_fit_core import numbers
 from flops_fit_core.config import PluginConfig
 from flops_fit_core.flops.audit.reference import MAX_MODULES, MAX_RUN_FLOPS, MAX_TRACED_PARAMS, ReferenceFlops
 from flops_fit_core.flops.audit.tracing import SAMPLES
 from flops_fit_core.flops.model_stats import SizeStats, build_on_meta
 from flops_fit_core.plugins.options import Options
-from flops_fit_core.plugins.percentages import format_change
 from flops_fit_core.plugins.protocols import Task
 from flops_fit_core.plugins.specs import ModelSpec
 
@@ -64,7 +64,7 @@ def _difference(reference: ReferenceFlops, options: Options, family_flops: float
     if abs(ratio - 1) <= TOLERANCE:
         return None
     if abs(family_flops / (3 * trace.forward) - 1) > TOLERANCE:
-        return format_change(ratio)
+        return numbers.change(ratio)
     backward = trace.backward / trace.forward
     passes = f"it counts the backward pass as 2 forward passes; the trace has {backward:.2f}"
-    return f"{format_change(ratio)} ({passes})"
+    return f"{numbers.change(ratio)} ({passes})"

@@ -7,8 +7,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from flops_fit_core import numbers
 from flops_fit_core.report.axes import mark_synthetic
+from flops_fit_core.report.datatable import show_exponent
 from flops_fit_core.report.figures.against_flops import (
     curve_of,
     draw_law,
@@ -45,7 +45,7 @@ def draw_optimum(data: FigureData, ax: Any = None, style: str | None = None, wid
         )
         if exponent in data.fit.exponents:
             text = rf"${letter}_{{\mathrm{{opt}}}} \propto C^{{\,{exponent}}}$,  {exponent} = "
-            text += numbers.exponent(data.fit.exponents[exponent])
+            text += show_exponent(data.fit.exponents[exponent])
             axes.set_title(text, fontsize=theme.size("note"), color=theme.ink, loc="left")
         if data.synthetic:
             mark_synthetic(axes, theme)

@@ -9,11 +9,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from flops_fit_core import numbers
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting import Backtest, predict_loss
 from flops_fit_core.fitting.laws.surfaces import has_surface
 from flops_fit_core.fitting.predict import without_draws
-from flops_fit_core.plugins.percentages import LARGEST, format_share
 from flops_fit_core.report.axes import (
     add_margin,
     format_power,
@@ -110,16 +110,12 @@ def predict_runs(data: FigureData) -> list[FittedLoss]:
     return points
 
 
-def _share(value: float) -> str:
-    return f"{100 * value:.2g}%" if value <= LARGEST else format_share(value)
-
-
 def describe_errors(points: list[FittedLoss], held_out: Backtest | None) -> str:
     """The error of the law for its runs, and for the held-out budget."""
     errors = [np.log(point.predicted / point.measured) for point in points if point.used]
-    text = f"Root mean square error of the fit: {_share(float(np.sqrt(np.mean(np.square(errors)))))}"
+    text = f"Root mean square error of the fit: {numbers.short_share(float(np.sqrt(np.mean(np.square(errors)))))}"
     if held_out is not None:
-        text += f". Mean error of the held-out budget: {_share(held_out.mean_abs_error)}"
+        text += f". Mean error of the held-out budget: {numbers.short_share(held_out.mean_abs_error)}"
     return text
 
 

@@ -10,7 +10,7 @@ from flops_fit_core import numbers
 from flops_fit_core.fitting import parameter_intervals
 from flops_fit_core.fitting.uncertainty.bootstrap import interval
 from flops_fit_core.records import Interval, LawFit
-from flops_fit_core.report.datatable import Column, DataTable, Row
+from flops_fit_core.report.datatable import Column, DataTable, Row, show_exponent
 
 SIX_ND = "6 N D"
 _MEANINGS = {"a": "N_opt ~ C^a", "b": "D_opt ~ C^b"}
@@ -32,11 +32,11 @@ def exponents_table(fit: LawFit, six_nd: LawFit | None) -> DataTable | None:
     columns = [
         Column("", lambda row: row["exponent"], align_left=True),
         Column("", lambda row: row["meaning"], align_left=True),
-        Column(f"C: {fit.flops_name}", lambda row: numbers.exponent(row["counter"])),
+        Column(f"C: {fit.flops_name}", lambda row: show_exponent(row["counter"])),
     ]
     if six_nd is not None:
         columns.append(
-            Column("C: 6 N D", lambda row: numbers.exponent(row["six_nd"]) if row["six_nd"] else numbers.NONE)
+            Column("C: 6 N D", lambda row: show_exponent(row["six_nd"]) if row["six_nd"] else numbers.NONE)
         )
     caption = f"In brackets: {fit.level:.0%} intervals. N: {fit.params_name}. D: {fit.unit}."
     return DataTable("Exponents", caption, ("exponent",), tuple(rows), tuple(columns))

@@ -8,7 +8,6 @@ from typing import Literal
 from flops_fit_core import numbers
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting import disagreement, optimum
-from flops_fit_core.plugins.percentages import LARGEST, format_share
 from flops_fit_core.records import LawFit, Optimum
 from flops_fit_core.report.page.content import ReportContent
 
@@ -71,7 +70,9 @@ def _messages(fit: LawFit, codes: tuple[str, ...]) -> list[str]:
 def _check_shape(fit: LawFit) -> Check:
     if problems := _messages(fit, _SHAPE):
         return Check("Shape of the law", "caution", _sentence(problems[0]))
-    scatter = f" Runs scatter by {_share(fit.new_run.sigma)} about it." if fit.new_run is not None else ""
+    scatter = (
+        f" Runs scatter by {numbers.short_share(fit.new_run.sigma)} about it." if fit.new_run is not None else ""
+    )
     return Check("Shape of the law", "good", f"The law follows the losses of {fit.n_runs} runs.{scatter}")
 
 
@@ -81,10 +82,10 @@ def _check_backtest(content: ReportContent, fit: LawFit) -> Check:
         return Check("Backtest", "unknown", "No budget can be held out for a test; train more budgets.")
     error, scatter = backtest.mean_abs_error, fit.new_run.sigma if fit.new_run is not None else None
     limit = _MISS * scatter if scatter else 0.02
-    noise = f", and single runs scatter by {_share(scatter)}" if scatter else ""
+    noise = f", and single runs scatter by {numbers.short_share(scatter)}" if scatter else ""
     text = (
         f"Fitted without the runs above C = {numbers.scientific(backtest.above)}, the law predicts their loss "
-        f"with a mean error of {_share(error)}{noise}."
+        f"with a mean error of {numbers.short_share(error)}{noise}."
     )
     if error > limit:
         return Check("Backtest", "caution", f"{text} It misses them: do not extrapolate far.")
@@ -155,7 +156,3 @@ def _check_runs(content: ReportContent, fit: LawFit) -> Check | None:
 def _sentence(message: str) -> str:
     text = message.strip().rstrip(".")
     return f"{text[:1].upper()}{text[1:]}."
-
-
-def _share(value: float) -> str:
-    return f"{100 * value:.2g}%" if value <= LARGEST else format_share(value)
