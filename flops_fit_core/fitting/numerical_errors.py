@@ -1,4 +1,4 @@
-"""Numerical failures on extreme tables become a FitError, not a warning or a traceback."""
+"""The numerical setting of a fit: one BLAS thread, and a FitError instead of a warning or a traceback."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from flops_fit_core.errors import FitError
+from flops_fit_core.fitting.blas_threads import one_blas_thread
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -28,13 +29,13 @@ _NUMERICAL = {
 def convert_numerical_errors(function: Callable[P, R]) -> Callable[P, R]:
     """Decorator: raise FitError for singular systems and non-finite results; ignore intermediate overflow.
 
-    Records reject infinity and NaN, so a non-finite result cannot be returned.
+    Records reject infinity and NaN, so a non-finite result cannot be returned. BLAS uses one thread.
     """
 
     @wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            with np.errstate(all="ignore"):
+            with np.errstate(all="ignore"), one_blas_thread():
                 return function(*args, **kwargs)
         except (np.linalg.LinAlgError, ValidationError) as error:
             if isinstance(error, ValidationError) and not _is_numerical(error):
