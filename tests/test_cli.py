@@ -254,18 +254,17 @@ def test_a_sweep_is_run_listed_and_not_run_again(workdir, call):
     assert json.loads(call("runs", "runs/small", "--json")[1]) == rows
 
 
-def test_runs_as_csv_can_be_read_and_fitted_again(workdir, call):
+def test_runs_as_csv_can_be_read_and_fitted_again(formula, call, tmp_path):
     from flops_fit_core.fitting import read_table
 
-    call("run", surface(workdir))
-    status, output, _ = call("runs", "runs/formula", "--csv")
+    status, output, _ = call("runs", formula, "--csv")
     assert status == 0
-    (workdir / "table.csv").write_text(output)
-    observations = read_table(workdir / "table.csv").observations
-    rows = json.loads(call("runs", "runs/formula", "--json")[1])
+    (tmp_path / "table.csv").write_text(output)
+    observations = read_table(tmp_path / "table.csv").observations
+    rows = json.loads(call("runs", formula, "--json")[1])
     assert len(observations) == len(rows) == 28
     assert sorted(run.loss for run in observations) == sorted(row["loss"] for row in rows)
-    status, output, _ = call("fit", "table.csv", "--json")
+    status, output, _ = call("fit", tmp_path / "table.csv", "--json")
     assert status == 0
     assert json.loads(output)["n_runs"] == 28
 
