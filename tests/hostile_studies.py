@@ -31,6 +31,7 @@ def formula(**changes):
         "model": "surface/surface",
         "dataset": {"name": "surface/surface", "noise": 0.005},
         "executor": "local",
+        "fitter": {"name": "parametric", "draws": 20},  # the fit is not under test
         **changes,
     }
 

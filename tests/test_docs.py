@@ -218,8 +218,10 @@ def test_the_plugin_guide_works_step_by_step(folder: Path) -> None:
     ]
     run_python(*pip, ".")
     shutil.rmtree(folder / "causal_conv")
-    assert "causal-conv 1.0" in run_python(*command_line, "plugins")
-    assert "18 runs" in run_python(*command_line, "plan", "conv.toml", "--no-estimate")
+    commands = "run(['plugins']); run(['plan', 'conv.toml', '--no-estimate'])"
+    output = run_python("-c", f"from flops_fit_core.cli.main import run; {commands}")
+    assert "causal-conv 1.0" in output
+    assert "18 runs" in output
 
 
 def test_the_law_of_the_plugin_guide_passes_its_kit_and_fits_a_table(folder: Path) -> None:

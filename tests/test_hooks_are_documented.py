@@ -10,6 +10,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Mapping
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -89,8 +90,9 @@ def example(hook: str) -> str:
     return textwrap.dedent(code).strip() + "\n"
 
 
+@cache
 def plugin(hook: str) -> ModuleType:
-    """Run the example of a hook as a plugin module."""
+    """Run the example of a hook as a plugin module. Once, as pydantic looks for its source in every module."""
     module = ModuleType(f"example_of_{hook}")
     exec(compile(example(hook), f"<example of {hook}>", "exec"), vars(module))
     return module

@@ -1,8 +1,6 @@
 """Data and losses of ``find_optimal``: training, counting, held-out data, and refused arguments."""
 
 import functools
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -651,36 +649,43 @@ class Slow(t.Net):
             time.sleep(0.004)
         return self.head(self.dropout(self.embedding(ids)))
 
-data = dict(plain=t.Stream(700), seeded=t.FromSeed, augmented=t.Augmented())[{which!r}]
-study = find_optimal(
-    Slow, "width", dataset=data, eval_dataset=t.PAIRS, compute_budgets=[2e7], sizes=[4], allow_repeat=True,
-    min_steps=1, batch_size=8, executor="local", device="cpu", output_dir={out!r}, copy_task=True,
-    fingerprint="resumed",
-    optimizer=functools.partial(torch.optim.Adam, lr=0.02), trainer=dict(name="torch", checkpoint_minutes=0.003),
-)
-print(repr(study.results[0].loss), study.results[0].tokens)
+for which, out in {studies!r}:
+    data = dict(plain=t.Stream(700), seeded=t.FromSeed, augmented=t.Augmented())[which]
+    study = find_optimal(
+        Slow, "width", dataset=data, eval_dataset=t.PAIRS, compute_budgets=[2e7], sizes=[4], allow_repeat=True,
+        min_steps=1, batch_size=8, executor="local", device="cpu", output_dir=out, copy_task=True,
+        fingerprint="resumed", optimizer=functools.partial(torch.optim.Adam, lr=0.02),
+        trainer=dict(name="torch", checkpoint_minutes=0.003),
+    )
+    print(which, repr(study.results[0].loss), study.results[0].tokens)
 """
 
 
-def program(which, out, *, slow):
-    text = RESUMED.format(tests=str(Path(__file__).parent), which=which, out=str(out), slow=slow)
+def program(*studies, slow):
+    """A process that trains studies, each given by the kind of its data and its folder."""
+    studies = [(which, str(out)) for which, out in studies]
+    text = RESUMED.format(tests=str(Path(__file__).parent), studies=studies, slow=slow)
     return [sys.executable, "-W", "ignore", "-c", text]
 
 
-@pytest.mark.parametrize("which", ["plain", "seeded", "augmented"])
-def test_a_killed_run_resumes_to_the_same_loss(tmp_path, which):
-    alone = subprocess.run(
-        program(which, tmp_path / "alone", slow=False), capture_output=True, text=True, check=True
-    )
-    killed = subprocess.Popen(program(which, tmp_path / "killed", slow=True), stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list((tmp_path / "killed").rglob("latest.pt")):
-        assert time.monotonic() < deadline
-        assert killed.poll() is None
-        time.sleep(0.02)
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.wait()
-    repeated = subprocess.run(
-        program(which, tmp_path / "killed", slow=False), capture_output=True, text=True, check=True
-    )
-    assert repeated.stdout == alone.stdout
+def kill_at_first_checkpoint(which, out):
+    """Train in a process, and kill it as soon as it has written a checkpoint."""
+    with subprocess.Popen(program((which, out), slow=True), stdout=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while not list(out.rglob("latest.pt")):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.kill()
+
+
+def test_a_killed_run_resumes_to_the_same_loss(tmp_path):
+    kinds = ["plain", "seeded", "augmented"]
+    for which in kinds:
+        kill_at_first_checkpoint(which, tmp_path / which)
+    resumed = [(which, tmp_path / which) for which in kinds]
+    alone = [(which, tmp_path / f"{which}-alone") for which in kinds]
+    command = program(*resumed, *alone, slow=False)
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert [line.split()[0] for line in lines] == kinds + kinds
+    assert lines[:3] == lines[3:]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -42,6 +43,12 @@ PUBLIC = [
 HEAVY = {"torch", "numpy", "scipy", "matplotlib", "pandas"}
 
 
+@cache
+def parse(source: str) -> ast.Module:
+    """Most tests read the same files."""
+    return ast.parse(source)
+
+
 def imports(source: str, package: str, *, at_import: bool = False) -> Iterator[tuple[str, str | None]]:
     """What a module imports: (module, name), with None for ``import module``.
 
@@ -50,7 +57,7 @@ def imports(source: str, package: str, *, at_import: bool = False) -> Iterator[t
         package: Its package, for relative imports.
         at_import: Only what importing it imports: nothing in functions and under TYPE_CHECKING.
     """
-    for node in _import_time_nodes(ast.parse(source)) if at_import else ast.walk(ast.parse(source)):
+    for node in _import_time_nodes(parse(source)) if at_import else ast.walk(parse(source)):
         if isinstance(node, ast.Import):
             yield from ((alias.name, None) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -83,6 +90,7 @@ def rooms_used(source: str, package: str) -> set[str]:
     return used
 
 
+@cache
 def public_names(module: str) -> list[str]:
     """The names in a package's ``__init__.pyi``, read without importing the package."""
     stub = ast.parse((ROOT / module.replace(".", "/") / "__init__.pyi").read_text())
@@ -132,6 +140,7 @@ def test_an_import_from_below_would_be_seen() -> None:
     assert rooms_used("from . import study", "flops_fit_core") == {"study"}
 
 
+@cache
 def module_graph() -> dict[str, set[str]]:
     """Module of the core -> modules of the core that it imports anywhere, in functions too."""
     files = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in CORE.rglob("*.py")}
@@ -154,8 +163,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 
 def test_a_circle_would_be_noticed() -> None:
-    graph = module_graph()
-    graph["flops_fit_core.errors"].add("flops_fit_core.study.study")
+    graph = {**module_graph(), "flops_fit_core.errors": {"flops_fit_core.study.study"}}
     with pytest.raises(CycleError):
         TopologicalSorter(graph).prepare()
 

@@ -482,6 +482,7 @@ def test_the_documented_llama_is_trained_by_the_command_line(tmp_path):
     ]
     tiny += [f"dataset.path={write_text(tmp_path / 'text')}", "sweep.allow_repeat=true", "trainer.eval_tokens=512"]
     command = ["run", str(example), "--out", str(tmp_path / "study"), "--executor", "processes"]
+    command += ["--set", "executor.workers=1"]  # a worker takes seconds to import transformers
     command += [part for option in tiny for part in ("--set", option)]
     done = subprocess.run(
         [sys.executable, "-c", "from flops_fit_core.cli import main; main()", *command],

@@ -21,6 +21,7 @@ def surface(store: Any = "sqlite", executor: Any = "local", runs: int = 6, **cha
         "executor": executor,
         "store": store,
         "loggers": LOGGERS,
+        "fitter": {"name": "parametric", "draws": 20},  # each drive and each look at a study fits
         **changes,
     }
 
