@@ -53,8 +53,12 @@ function labelledEnds(profiles, runs) {
   const ends = [];
   for (const profile of profiles.filter(({ budget }) => budget !== null)) {
     const points = profilePoints(profile);
-    const own = points.length > 1 ? points : runs.filter(({ group }) => group === profile.budget);
-    if (own.length > 0) ends.push({ ...own.reduce((a, b) => (b.params > a.params ? b : a)), budget: profile.budget });
+    const own = runs.filter(({ group }) => group === profile.budget);
+    const line = points.length > 1 ? points : own;
+    if (line.length === 0) continue;
+    const { loss } = line.reduce((a, b) => (b.params > a.params ? b : a));
+    const params = [...line, ...own].reduce((largest, point) => Math.max(largest, point.params), 0); // right of the runs
+    ends.push({ params, loss, budget: profile.budget });
   }
   const stride = Math.ceil(ends.length / MOST_LABELS);
   return ends.filter((_, place) => (ends.length - 1 - place) % stride === 0);
