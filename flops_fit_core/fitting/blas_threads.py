@@ -37,7 +37,7 @@ def one_blas_thread() -> Iterator[None]:
 
 @functools.cache
 def _find_libraries() -> ThreadpoolController:
-    """The libraries that are loaded. scipy's solvers are imported first, as they have a BLAS of their own."""
+    """The libraries that are loaded. scipy's solvers are imported first, as they have a separate BLAS."""
     import scipy.linalg  # noqa: F401
 
     return ThreadpoolController()
