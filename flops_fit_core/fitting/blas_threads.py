@@ -2,7 +2,7 @@
 
 Fits solve many small linear systems. Several threads make each slower, above all where other processes use
 the cores, and the last digits then depend on the number of cores. The threads of torch are not limited: its BLAS
-is part of its own library. OpenBLAS may ignore a limit that is set outside the main thread.
+is inside its library. OpenBLAS may ignore a limit that is set outside the main thread.
 """
 
 from __future__ import annotations
