@@ -71,7 +71,7 @@ BAD = {
         ["sweep.sizes.1.width", "even"],
     ),
     "more data than there is": (broken("sweep", "allow_repeat", False), ["epochs", "sweep.allow_repeat = true"]),
-    "a budget too small for any size": (broken("sweep", "budgets", [1e3]), ["budget 1000", "none of its sizes"]),
+    "a budget too small for any size": (broken("sweep", "budgets", [1e3]), ["budget 1e3", "none of its sizes"]),
     "text that is not there": (broken("dataset", "path", "nowhere/*.txt"), ["no file matches", "nowhere"]),
     "a held-out part that is empty": (broken("dataset", "eval_share", 1e-9), ["hold out", "eval_path"]),
     "a device that is not there": (broken("device", "name", "tpu"), ["tpu", "cuda"]),
@@ -424,9 +424,9 @@ def test_a_loss_far_beyond_the_runs_comes_after_a_warning_with_one_digit(formula
     one_digit = r"loss \d\.\d–\d\.\d \(about \d\.\d\)"
     first, second = call("predict", formula, "--params", "1e12", "--tokens", "1e14")[1].splitlines()
     assert re.match(r"! [\d,]+x beyond your data: orders of magnitude only$", first)
-    assert re.match(rf"N = 1e\+12, D = 1e\+14: {one_digit}", second)
+    assert re.match(rf"N = 1.00T, D = 100T: {one_digit}", second)
     other_size = call("predict", formula, "--flops", "1e27", "--params", "1e12")[1]
-    sentence = r"  N = 1e12 would train on D = [1-9]0*[BT] to a loss of \d\.\d–\d\.\d \(about \d\.\d\)"
+    sentence = r"  N = 1.00T would train on D = [1-9]0*[BT] to a loss of \d\.\d–\d\.\d \(about \d\.\d\)"
     assert re.search(sentence, other_size)
     inside = call("predict", formula, "--params", "1e9", "--tokens", "1e10")[1]
     assert "!" not in inside

@@ -22,6 +22,8 @@ class ErrorGroup:
 
     line: str
     """Type and message of the first run's error, in at most :data:`LINE_LENGTH` characters."""
+    full: str
+    """The same line without the limit."""
     ids: tuple[str, ...]
     where: str
     """The line of the user's code that raised the first run's error; empty if it is unknown."""
@@ -39,10 +41,13 @@ def short_error(text: str, length: int = LINE_LENGTH) -> str:
 
 def describe_error(error: RunError | None) -> str:
     """Type and first line of an error, in at most :data:`LINE_LENGTH` characters."""
+    return short_error(_first_line(error))
+
+
+def _first_line(error: RunError | None) -> str:
     if error is None:
         return "unknown error"
-    first_line = error.message.strip().partition("\n")[0]
-    return short_error(error.model_copy(update={"message": first_line}).line)
+    return error.model_copy(update={"message": error.message.strip().partition("\n")[0]}).line
 
 
 def group_errors(results: Iterable[RunResult]) -> list[ErrorGroup]:
@@ -59,7 +64,7 @@ def group_errors(results: Iterable[RunResult]) -> list[ErrorGroup]:
 def _describe_group(results: Sequence[RunResult]) -> ErrorGroup:
     error = results[0].error
     where = "" if error is None else raised_at(error.traceback)
-    return ErrorGroup(describe_error(error), tuple(result.id for result in results), where)
+    return ErrorGroup(describe_error(error), _first_line(error), tuple(result.id for result in results), where)
 
 
 def summarise_errors(results: Iterable[RunResult]) -> list[str]:
@@ -69,14 +74,18 @@ def summarise_errors(results: Iterable[RunResult]) -> list[str]:
     return [*map(str, groups[:GROUPS_SHOWN]), *([f"and {others} other errors"] if others > 0 else [])]
 
 
-def describe_failures(results: Iterable[RunResult], folder: str) -> list[str]:
-    """Lines about the failed runs, of at most 80 characters except for file names; none if there are none."""
+def describe_failures(results: Iterable[RunResult], folder: str, *, in_full: bool = False) -> list[str]:
+    """Lines about the failed runs, of at most 80 characters except for file names; none if there are none.
+
+    ``in_full``: all of the line of an error, with its remedy, if there is only one error.
+    """
     groups = group_errors(results)
     if not groups:
         return []
     lines = [f"{_count_runs(sum(len(group.ids) for group in groups))} failed:"]
     for group in groups[:GROUPS_SHOWN]:
-        lines += [f"  {group.line}", *([f"    raised in {group.where}"] if group.where else [])]
+        line = group.full if in_full and len(groups) == 1 else group.line
+        lines += [f"  {line}", *([f"    raised in {group.where}"] if group.where else [])]
         lines.append(f"    {_count_runs(len(group.ids))}: {_join_ids(group.ids)}")
     if len(groups) > GROUPS_SHOWN:
         lines.append(f"  and {len(groups) - GROUPS_SHOWN} other errors")

@@ -147,7 +147,7 @@ def check_outcome(plan: SweepPlan, results: Sequence[RunResult], folder: StudyFo
         if diverged and not completed:
             warnings.warn(f"all {diverged} runs of {folder.shown} diverged", StudyWarning, stacklevel=4)
         return
-    details = "\n".join(describe_failures(failed, folder.shown)[1:])
+    details = "\n".join(describe_failures(failed, folder.shown, in_full=True)[1:])
     message = f"{len(failed)} of {len(plan.runs)} runs of {folder.shown} failed:\n{details}"
     if not completed:
         raise SweepFailed(message)
