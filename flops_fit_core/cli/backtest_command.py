@@ -53,7 +53,8 @@ def backtest(
     if len(tested.held_out) > MAX_POINTS:
         print_text(f"  and {len(tested.held_out) - MAX_POINTS} more: --json lists them")
     print_text(
-        f"{len(tested.held_out)} runs held out above C = {numbers.scientific(tested.above)}, {tested.fit.n_runs} "
+        f"{len(tested.held_out)} {'run' if len(tested.held_out) == 1 else 'runs'} held out above "
+        f"C = {numbers.scientific(tested.above)}, {tested.fit.n_runs} "
         f"fitted by {tested.fit.fitter.name}: mean absolute relative error "
         f"{numbers.share(tested.mean_abs_error, 2)}, bias {numbers.deviation(tested.bias)}"
     )

@@ -97,7 +97,7 @@ def starter_text(table: Mapping[str, Any], registry: Registry, file: str, schema
     lines += [
         "# An experiment of flops-fit.",
         f"# Look at the runs with 'flops-fit plan {file}', train them with 'flops-fit run {file}'.",
-        "# Lines with # are options with their defaults. Remove the # to change one.",
+        "# Lines with # are other options and their defaults, if any. To set one, remove the # and write a value.",
         f"name = {_toml(table['name'])}",
         *(f"{kind} = {_toml(values)}" for kind, values in table.items() if isinstance(values, list)),
         "",
@@ -132,10 +132,16 @@ def _unset(options: type[BaseModel], values: Mapping[str, Any]) -> list[str]:
             continue
         meaning = plain_text(field.description or "").rstrip(".")
         default = None if field.is_required() else field.get_default(call_default_factory=True)
-        text = f"# {name} = {_toml(default)}" if isinstance(default, bool | int | float | str) else f"# {name}"
+        text = f"# {name} = {_toml(default)}" if _is_plain(default) else f"# {name}"
         line = f"{text}    # {meaning}" if meaning else text
         lines.append(line if len(line) <= WIDTH else f"{line[: WIDTH - 4].rpartition(' ')[0]} ...")
     return lines
+
+
+def _is_plain(default: Any) -> bool:
+    """Whether a default is a value, or a list of values, that a line can show."""
+    items = default if isinstance(default, list | tuple) and default else [default]
+    return all(isinstance(item, bool | int | float | str) for item in items)
 
 
 def plain_text(description: str) -> str:
