@@ -509,9 +509,9 @@ class Speechless(Exception):
     ("error", "message"),
     [
         (RuntimeError("flour " * 1000 + "\x00\x1b[31m"), "RuntimeError: flour flour"),
-        (Interrupted("by hand"), "Interrupted: by hand (/"),
-        (Speechless(), "Speechless: its text cannot be shown: ZeroDivisionError (/"),
-        (SystemExit(3), "SystemExit: 3 (/"),
+        (Interrupted("by hand"), "Interrupted: by hand\n    raised in /"),
+        (Speechless(), "Speechless: its text cannot be shown: ZeroDivisionError\n    raised in /"),
+        (SystemExit(3), "SystemExit: 3\n    raised in /"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -524,8 +524,8 @@ def test_whatever_a_model_raises_is_one_line_of_the_error(tmp_path, call, error,
 
     with pytest.raises(SweepFailed, match=re.escape(message)) as caught:
         optimal(tmp_path, Raises, fingerprint="raises", counter="chinchilla")
-    assert len(str(caught.value)) < 700
-    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 800
+    assert all(line.isprintable() for line in str(caught.value).splitlines())
     status, output, _ = call("status", "study")
     assert status == 0
     assert len(output) < 4000

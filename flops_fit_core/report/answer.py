@@ -295,9 +295,10 @@ class Formats:
         return self.ratio(optimum.tokens.value / optimum.params.value)
 
     def interval_first(self, interval: Interval, show: Callable[[float | None], str]) -> str:
-        """``300K–9M (about 2M)``; ``about 2M`` without an interval."""
+        """``300K–9M (about 2M)``; ``about 2M`` without an interval, or if its ends are equal when rounded."""
         value = f"about {show(interval.value)}"
-        return value if interval.low is None else f"{_span(interval, show)} ({value})"
+        has_ends = interval.low is not None and show(interval.low) != show(interval.high)
+        return f"{_span(interval, show)} ({value})" if has_ends else value
 
 
 def _span(interval: Interval, show: Callable[[float | None], str]) -> str:

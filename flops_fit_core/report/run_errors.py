@@ -11,6 +11,7 @@ from flops_fit_core.records import RunError, RunResult
 
 LINE_LENGTH = 70
 """The most characters of an error's line."""
+FULL_LENGTH = 400
 GROUPS_SHOWN = 5
 IDS_SHOWN = 3
 _NUMBERS = re.compile(r"0x[0-9a-f]+|\d+(\.\d+)?", re.IGNORECASE)
@@ -23,7 +24,7 @@ class ErrorGroup:
     line: str
     """Type and message of the first run's error, in at most :data:`LINE_LENGTH` characters."""
     full: str
-    """The same line without the limit."""
+    """The same line in at most :data:`FULL_LENGTH` characters."""
     ids: tuple[str, ...]
     where: str
     """The line of the user's code that raised the first run's error; empty if it is unknown."""
@@ -64,7 +65,12 @@ def group_errors(results: Iterable[RunResult]) -> list[ErrorGroup]:
 def _describe_group(results: Sequence[RunResult]) -> ErrorGroup:
     error = results[0].error
     where = "" if error is None else raised_at(error.traceback)
-    return ErrorGroup(describe_error(error), _first_line(error), tuple(result.id for result in results), where)
+    return ErrorGroup(
+        describe_error(error),
+        short_error(_first_line(error), FULL_LENGTH),
+        tuple(result.id for result in results),
+        where,
+    )
 
 
 def summarise_errors(results: Iterable[RunResult]) -> list[str]:

@@ -217,7 +217,7 @@ def test_a_budget_far_from_the_runs_is_reported_with_a_wider_interval():
 def test_recipes_without_common_budgets_are_refused():
     first, _ = pair_of_studies(budgets=BUDGETS[:2])
     _, second = pair_of_studies(budgets=BUDGETS[2:])
-    with pytest.raises(FitError, match=r"do not overlap \(A: 1e\+18 to 4e\+18; B: 1.6e\+19 to 6.4e\+19 FLOPs\)"):
+    with pytest.raises(FitError, match=r"do not overlap \(A: 1e18 to 4e18; B: 1.6e19 to 6.4e19 FLOPs\)"):
         compare(first, second)
 
 

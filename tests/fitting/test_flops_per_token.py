@@ -10,7 +10,7 @@ from scipy.interpolate import PchipInterpolator
 from scipy.optimize import minimize_scalar
 from surfaces import CHINCHILLA
 
-from flops_fit_core import LawFit, Observation
+from flops_fit_core import LawFit, Observation, numbers
 from flops_fit_core.fitting import (
     AverageFitter,
     IsoflopFitter,
@@ -180,7 +180,7 @@ def test_two_families_in_a_table_are_reported():
     (message,) = warnings(ParametricFitter(draws=0).fit(runs))
     assert "jump by +25.0%" in message
     below, above = params[params < 6e8][-1], params[params >= 6e8][0]
-    assert f"between N = {below:.3g} and {above:.3g}" in message
+    assert f"between N = {numbers.count(below)} and {numbers.count(above)}" in message
 
 
 def test_flops_per_token_that_change_with_d_are_reported():

@@ -411,3 +411,19 @@ def test_options_of_tables_are_refused_for_a_study(tmp_path):
     for option in (["--units", "params=M"], ["--best-of", "lr"], ["--decimal", ","], ["--group-by", "x"]):
         result = CliRunner().invoke(app, ["fit", str(tmp_path / "study"), *option])
         assert str(result.exception).startswith(option[0])
+
+
+@pytest.mark.parametrize(("name", "notes"), [("Notes", ("rerun", "rerun")), ("by", ("Ada", ""))])
+def test_remarks_on_a_few_runs_make_no_groups(tmp_path, name, notes):
+    lines = [f"params,tokens,loss,lr,{name}"]
+    for k in range(12):
+        params, tokens = 1e7 * 2.0 ** (k % 4), 1e9 * 3.0 ** (k // 4)
+        loss = 1.7 + 400 / params**0.34 + 410 / tokens**0.28
+        for lr, extra in ((1e-3, 0.0), (3e-3, 0.02)):
+            remark = notes[k] if k < 2 and lr == 1e-3 else ""
+            lines.append(f"{params:.6g},{tokens:.6g},{loss + extra:.5f},{lr},{remark}")
+    path = tmp_path / "runs.csv"
+    path.write_text("\n".join(lines) + "\n")
+    table = read_table(path, best_of=["lr"])
+    assert len(table.observations) == 12
+    assert any("12 pairs of N and D: 12 of 24 rows" in item.message for item in table.diagnostics)

@@ -180,7 +180,7 @@ def evil_page(**changes):
     )
     plan = made_up_fits.plan([failed], notes=(EVIL,))
     context = ReportContext(source=EVIL, experiment=EVIL, missing=EVIL, peaks={EVIL: 1e15})
-    grid = prediction_grid(fit, made_up_fits.true_optimum)
+    grid = prediction_grid(fit, made_up_fits.true_optimum, None)
     content = {"fit": fit, "results": [failed], "plan": plan, "title": EVIL, "context": context, "grid": grid}
     return page_of(**{**content, **changes})
 

@@ -59,6 +59,8 @@ _SAME_TOKENS = math.log(1.02)
 """D within a cell may differ, because runs with different batches take whole steps."""
 _MAX_GROUPS = 40
 _MIN_EFFECT = 0.002
+_REMARKS = frozenset(("note", "comment", "remark", "description"))
+"""Names of columns for people, in the singular."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,12 @@ def text_columns(usable: Sequence[Row], columns: Sequence[str], numbers: NumberF
 
 
 def _splits_rows(usable: Sequence[Row], column: str, numbers: NumberFormat) -> bool:
-    """Whether a column has two values, or two to forty texts in at least two rows each on average."""
+    """Whether a column has two values, or two to forty texts in at least two rows each on average.
+
+    Empty cells are a group. Remarks on runs are no groups.
+    """
+    if column.strip().lower().rstrip("s") in _REMARKS:
+        return False
     cells = [row.values.get(column) for row in usable]
     filled = [cell for cell in cells if not is_blank(cell)]
     if len({str(cell) for cell in filled}) == 2 and len(filled) == len(cells) > 3:
@@ -222,6 +229,8 @@ def _splits_rows(usable: Sequence[Row], column: str, numbers: NumberFormat) -> b
         cell for cell in filled if isinstance(cell, str | bool) and math.isnan(numbers.number_or_nan(str(cell)))
     ]
     if not filled or len(texts) < 0.5 * len(filled):
+        return False
+    if len({str(cell).strip() for cell in filled}) > len(filled) // 2:
         return False
     return 2 <= len({_label(row, column) for row in usable}) <= min(_MAX_GROUPS, len(usable) // 2)
 
