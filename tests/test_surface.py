@@ -175,7 +175,7 @@ def test_its_trainer_refuses_data_that_has_no_formula(study, tmp_path):
 def test_a_trainer_that_trains_fails_on_the_surface_and_says_why(study):
     small = {"name": "surface", "context": 64, "vocab_size": 256}
     sweep = {"budgets": [1e12], "sizes": 1}
-    with pytest.raises(SweepFailed, match=r"1 of 1 runs .*dataset 'surface' has no data"):
+    with pytest.raises(SweepFailed, match=r"(?s)1 of 1 runs .*dataset 'surface' has no data"):
         study(model={"name": "gpt", "depth": 1}, dataset=small, trainer="torch", sweep=sweep)
 
 
