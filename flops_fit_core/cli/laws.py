@@ -324,8 +324,8 @@ def _describe_loss(loss: Interval, new_run: Interval | None, factor: float) -> s
         of_run = "" if new_run is None else f", a new run {new_run.low:.4g} to {new_run.high:.4g}"
         return f"{loss}{of_run}"
     show = Formats.at(factor)
-    of_run = "" if new_run is None else f", a new run {numbers.span(new_run.low, new_run.high, show.loss, '–')}"
-    return f"{show.interval_first(loss, show.loss)}{of_run}"
+    of_run = "" if new_run is None else show.ends(new_run, show.loss)
+    return f"{show.interval_first(loss, show.loss)}{', a new run ' if of_run else ''}{of_run}"
 
 
 def parse_inputs(texts: Sequence[str]) -> dict[str, float]:

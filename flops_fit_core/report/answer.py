@@ -136,7 +136,8 @@ class Answer:
 
     def _new_run(self, optimum: Optimum, show: Formats) -> list[str]:
         new_run = optimum.new_run if self.with_new_run else None
-        return [] if new_run is None else [f"a new run {_span(new_run, show.loss)}"]
+        ends = "" if new_run is None else show.ends(new_run, show.loss)
+        return [f"a new run {ends}"] if ends else []
 
     def conventions(self) -> str:
         """The N, the counter, the unit of D, the loss and the level of the intervals."""
@@ -297,8 +298,15 @@ class Formats:
     def interval_first(self, interval: Interval, show: Callable[[float | None], str]) -> str:
         """``300K–9M (about 2M)``; ``about 2M`` without an interval, or if its ends are equal when rounded."""
         value = f"about {show(interval.value)}"
-        has_ends = interval.low is not None and show(interval.low) != show(interval.high)
-        return f"{_span(interval, show)} ({value})" if has_ends else value
+        ends = self.ends(interval, show)
+        return f"{ends} ({value})" if ends else value
+
+    @staticmethod
+    def ends(interval: Interval, show: Callable[[float | None], str]) -> str:
+        """``300K–9M``; empty without an interval, or if its ends are equal when rounded."""
+        if interval.low is None or show(interval.low) == show(interval.high):
+            return ""
+        return _span(interval, show)
 
 
 def _span(interval: Interval, show: Callable[[float | None], str]) -> str:
