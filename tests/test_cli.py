@@ -422,12 +422,12 @@ def test_fit_and_predict_give_json(formula, call):
 
 def test_a_loss_far_beyond_the_runs_comes_after_a_warning_with_one_digit(formula, call):
     # The formula has no noise: rounded to one digit, the ends of an interval may be equal, and are left out.
-    one_digit = r"loss (\d\.\d–\d\.\d \(about \d\.\d\)|about \d\.\d) by"
+    one_digit = r"(\d\.\d–\d\.\d \(about \d\.\d\)|about \d\.\d)"
     first, second = call("predict", formula, "--params", "1e12", "--tokens", "1e14")[1].splitlines()
     assert re.match(r"! [\d,]+x beyond your data: orders of magnitude only$", first)
-    assert re.match(rf"N = 1.00T, D = 100T: {one_digit}", second)
+    assert re.match(rf"N = 1.00T, D = 100T: loss {one_digit} by", second)
     other_size = call("predict", formula, "--flops", "1e27", "--params", "1e12")[1]
-    sentence = r"  N = 1.00T would train on D = [1-9]0*[BT] to a loss of (\d\.\d–\d\.\d \(about \d\.\d\)|about \d\.\d):"
+    sentence = rf"  N = 1.00T would train on D = [1-9]0*[BT] to a loss of {one_digit}:"
     assert re.search(sentence, other_size)
     inside = call("predict", formula, "--params", "1e9", "--tokens", "1e10")[1]
     assert "!" not in inside

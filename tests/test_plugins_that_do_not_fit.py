@@ -18,6 +18,7 @@ from flops_fit_core import ConfigError, __version__
 from flops_fit_core.cli.main import run
 from flops_fit_core.plugins import Registry
 from flops_fit_core.plugins.registry import PluginSetup, explaining, registry_from
+from flops_fit_core.plugins.registry.bundled import BUNDLED_KINDS
 
 OFFER = """
 from flops_fit_core.plugins import OptimizerSpec, hookimpl
@@ -203,7 +204,10 @@ def test_entry_points_that_cannot_be_read_stop_no_command(site: Site, torn: byte
     site.distribution("torn")
     (site.path / "torn-1.0.dist-info" / "entry_points.txt").write_bytes(torn)
     done = command_with(site, "plugins", "--json")
-    assert json.loads(done.stdout)["plugins"]["rnn"] == "flops-fit-rnn 1.0"
+    shown = json.loads(done.stdout)
+    assert shown["plugins"]["rnn"] == "flops-fit-rnn 1.0"
+    assert shown["plugins"].keys() >= BUNDLED_KINDS.keys()
+    assert [problem for problem in shown["problems"] if not problem.startswith("torn 1.0: read metadata")] == []
     assert "Traceback" not in done.stderr
 
 

@@ -10,6 +10,7 @@ import pickle
 import subprocess
 import sys
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from installing import Site
 from flops_fit_core import ConfigError, PluginNotFound, RunResult, RunSpec, SweepPlan
 from flops_fit_core.plugins import OptimizerSpec, Options, Registry, StoreSpec, TrainerSpec, hookimpl
 from flops_fit_core.plugins.hookspecs import PROJECT
-from flops_fit_core.plugins.registry import SPEC_TYPES, PluginSetup, registry_from
+from flops_fit_core.plugins.registry import KINDS, SPEC_TYPES, PluginSetup, registry_from
+from flops_fit_core.plugins.registry.bundled import BUNDLED_KINDS
 from flops_fit_core.plugins.specs import ModelSpec
 from flops_fit_core.testing import example_result, example_run
 
@@ -163,7 +165,7 @@ def test_half_of_a_plugin_is_never_used(site: Site, fault: str) -> None:
     assert offered(registry, "half") == []
     assert "half" not in registry.plugins
     assert len(registry.problems) == 1
-    assert registry._pm.hook.flops_fit_sweep_finished.get_hookimpls() == []
+    assert registry._loader.implementations("flops_fit_sweep_finished") == []
 
 
 def test_a_distribution_that_is_half_removed_stops_nobody(site: Site) -> None:
@@ -554,7 +556,7 @@ def test_an_observer_cannot_stop_a_user_from_interrupting() -> None:
 
 
 def test_there_is_one_type_of_spec_a_hook_and_one_hook_a_kind() -> None:
-    hooks = Registry(entry_points=False)._pm.hook
+    hooks = Registry(entry_points=False)._loader._pm.hook
     ours = {name for name in vars(hooks) if name.startswith(f"{PROJECT}_")}
     assert set(SPEC_TYPES) == ours - {"flops_fit_run_finished", "flops_fit_sweep_finished"}
     assert len({spec.kind for spec in SPEC_TYPES.values()}) == len(SPEC_TYPES)
@@ -588,7 +590,7 @@ def test_specs_of_the_wrong_kind_are_refused(site: Site) -> None:
 
 def test_importing_the_engine_and_discovering_plugins_imports_nothing_heavy() -> None:
     code = (
-        "import sys, flops_fit_core.plugins as plugins; registry = plugins.Registry()\n"
+        "import sys, flops_fit_core.plugins as plugins; registry = plugins.Registry(); registry.offers()\n"
         "heavy = {'torch', 'numpy', 'scipy', 'matplotlib', 'pandas', 'sqlite_utils', 'cloudpickle', 'pytest',\n"
         "  'transformers', 'lightning', 'mlflow', 'wandb', 'tensorboard',  'psycopg', 'pyarrow', 'ray',\n"
         "  'submitit', 'datasets', 'tokenizers', 'sklearn', 'schedulefree', 'pytorch_optimizer'}\n"
@@ -596,6 +598,51 @@ def test_importing_the_engine_and_discovering_plugins_imports_nothing_heavy() ->
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("[] []\n", "")
+
+
+def test_a_query_for_a_kind_loads_the_bundled_plugins_of_this_kind_only() -> None:
+    code = (
+        "import sys; from flops_fit_core.plugins import Registry; registry = Registry()\n"
+        "plugins = lambda: sorted(name for name in sys.modules if name[:10] == 'flops_fit_' and '.' not in name)\n"
+        "print(plugins()); registry.find('store', 'sqlite'); print(plugins())\n"
+        "registry.offers(); print(len(plugins()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, after, everything = done.stdout.splitlines()
+    assert before == "['flops_fit_core']"
+    assert after == "['flops_fit_core', 'flops_fit_stores']"
+    assert int(everything) == 1 + len(BUNDLED_KINDS)
+
+
+def test_the_table_of_kinds_is_that_of_the_bundled_plugins() -> None:
+    registry = Registry()
+    kinds: dict[str, set[str]] = {}
+    for offer in registry.offers():
+        if offer.source.startswith("flops-fit "):
+            kinds.setdefault(offer.plugin, set()).add(offer.spec.kind)
+    assert kinds == {name: set(kinds) for name, kinds in BUNDLED_KINDS.items()}
+    for hook in ("flops_fit_run_finished", "flops_fit_sweep_finished"):
+        assert not {impl.plugin_name for impl in registry._loader.implementations(hook)} & BUNDLED_KINDS.keys()
+
+
+def test_threads_that_ask_at_the_same_time_get_complete_answers() -> None:
+    kinds = [*KINDS, None, *KINDS] * 3
+    for _ in range(5):
+        registry = Registry()
+        with ThreadPoolExecutor(8) as threads:
+            answers = list(threads.map(registry.offers, kinds))
+        assert answers == [registry.offers(kind) for kind in kinds]
+
+
+@pytest.mark.parametrize("name", ["aaa", "zzz"])
+def test_a_bundled_module_installed_under_another_name_keeps_its_own(site: Site, name: str) -> None:
+    site.distribution("other", f"[flops_fit]\n{name} = flops_fit_stores\n")
+    registry = Registry()
+    assert registry.find("store", "sqlite").name == "stores/sqlite"
+    (problem,) = registry.problems
+    assert str(problem).startswith(
+        f"{name} (other 1.0): register: ValueError: this plugin is already registered as"
+    )
 
 
 def test_everything_bundled_is_usable() -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Iterator, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -13,8 +13,6 @@ import typer
 import typer.core
 
 from flops_fit_core.cli.printing import redirect_prints
-
-PYDANTIC_SWITCH = "PYDANTIC_DISABLE_PLUGINS"
 
 
 @dataclass(frozen=True)
@@ -142,7 +140,7 @@ class LoadedCommands(MutableMapping[str, Any]):
 
 def load_module(name: str) -> dict[str, Any]:
     """The commands of a module. Only answers of a command go to standard output."""
-    _load_pydantic_without_plugins()
+    _load_pydantic_plugins()
     module = importlib.import_module(f"flops_fit_core.cli.{name}")
     app = typer.Typer(rich_markup_mode=None, add_completion=False)
     app.callback()(_no_command)  # a group even of a single command
@@ -157,17 +155,13 @@ def load_module(name: str) -> dict[str, Any]:
 
 
 @cache
-def _load_pydantic_without_plugins() -> None:
-    """Build the first pydantic model with pydantic's plugins disabled. Child processes are not affected.
+def _load_pydantic_plugins() -> None:
+    """Build the first pydantic model, which loads pydantic's plugins, and ignore its exception.
 
-    The first model loads pydantic's plugins. That raises an exception if the entry points of any installed
-    distribution cannot be read.
+    It raises if the entry points of any installed distribution cannot be read. Later models then have no plugins.
     """
-    previous = os.environ.get(PYDANTIC_SWITCH)
-    os.environ.setdefault(PYDANTIC_SWITCH, "__all__")
-    importlib.import_module("flops_fit_core.plugins.registry").PluginSetup()
-    if previous is None:
-        del os.environ[PYDANTIC_SWITCH]
+    with suppress(Exception):
+        importlib.import_module("pydantic").create_model("First")
 
 
 def _no_command() -> None:
