@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from scipy.interpolate import Akima1DInterpolator
 
 from flops_fit_core.fitting.data import Bools, Floats, Ints, Runs
 from flops_fit_core.records import ProfileMinimum
@@ -165,6 +164,8 @@ def _polynomial_minima(coefficients: Floats) -> tuple[Floats, Floats, Bools]:
 
 def _akima_minima(profile: Profile, y: Floats) -> tuple[Floats, Floats, Bools]:
     """Minima of Akima interpolants (Porian et al. 2024, section 3) through the mean of each size."""
+    from scipy.interpolate import Akima1DInterpolator  # slow to import
+
     sizes, means = _average_by_size(profile.u, y)
     grid = np.linspace(sizes[0], sizes[-1], 801)
     curves = Akima1DInterpolator(sizes, means, axis=1)(grid)
@@ -273,6 +274,8 @@ def profile_loss(minimum: ProfileMinimum, params: Floats) -> Floats:
     if "c0" in curve:
         value = curve["c0"] + u * (curve["c1"] + u * (curve["c2"] + u * curve.get("c3", 0.0)))
     else:
+        from scipy.interpolate import Akima1DInterpolator  # slow to import
+
         knots = range(sum(1 for name in curve if name[0] == "u"))
         x, y = (np.array([curve[f"{name}{knot}"] for knot in knots]) for name in "uy")
         beyond = (u < x[0] - 1e-9) | (u > x[-1] + 1e-9)

@@ -7,10 +7,14 @@ fits of an earlier version: they keep a monotone cubic, and ends with the slope 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from scipy.interpolate import CubicSpline, PchipInterpolator
 
 from flops_fit_core.fitting.data import Floats
+
+if TYPE_CHECKING:
+    from scipy.interpolate import CubicSpline, PchipInterpolator
 
 _END_RANGE = np.log(4.0)
 _MIN_SPLINE_KNOTS = 8
@@ -23,6 +27,8 @@ class KnotCurve:
 
     def __init__(self, x: Floats, y: Floats, *, is_increasing: bool = False) -> None:
         """``is_increasing``: take a monotone cubic if the spline falls anywhere."""
+        from scipy.interpolate import CubicSpline, PchipInterpolator  # slow to import
+
         self.x = x
         self.inside: CubicSpline | PchipInterpolator | None = None
         if _is_sampled(x):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeGuard
 
 import numpy as np
@@ -12,6 +12,7 @@ from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.data import Floats, Ints, Runs
 from flops_fit_core.fitting.diagnostics import extrapolation, factor_beyond, note, outside_sizes
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
+from flops_fit_core.fitting.laws.root import find_roots
 from flops_fit_core.fitting.laws.surfaces import (
     LawSurface,
     Surface,
@@ -28,6 +29,8 @@ from flops_fit_core.records import Interval, LawFit, LawMember, Observation, Opt
 
 POWER_LAWS = ("isoflop", "envelope")
 """Laws of the optimum only."""
+_TOLERANCE = 1e-12
+"""Of the balance at a minimum; a unit of ln N changes it by about alpha + beta."""
 Point = tuple[Floats, Floats, Floats]
 """Ln of N, D and L, one entry per draw."""
 
@@ -206,8 +209,8 @@ def minimise(
 
     ``flops`` is a number, or an array with an entry per minimum.
 
-    Closed form for Approach 3 with f = 6 N. Otherwise a scan in ln N brackets the minimum, and bisection of the
-    derivative solves for it to rounding.
+    Closed form for Approach 3 with f = 6 N. Otherwise a scan in ln N brackets the minimum, and the Illinois method
+    solves for it to 1e-11 in ln N; bisection does where the loss rises with N or D, or the bracket has no minimum.
     """
     if constraint.is_6n and not inference_tokens and _is_chinchilla(surface):
         x = _closed_form(surface.values, np.log(flops))
@@ -227,16 +230,30 @@ def minimise(
     scan = np.broadcast_to(scan, loss.shape)
     rows = np.arange(len(loss))
     left, right = scan[rows, best - 1][:, None], scan[rows, best + 1][:, None]
+
+    def descent(x: Floats) -> tuple[Floats, Floats]:
+        """Ln D at ln N, and the fall of ln D per unit of ln N: the slope times (1 + D_inf / (3 D))."""
+        ln_tokens, share = _ln_tokens(constraint, x, flops, inference_tokens)
+        return ln_tokens, constraint.slope(x) * share
+
+    x, is_solved = find_roots(lambda x: surface.balance(x, *descent(x)), left, right, _TOLERANCE)
+    if not is_solved.all():
+        x = np.where(is_solved, x, _bisect(surface, descent, left, right))
+    ln_tokens = descent(x)[0]
+    return x[:, 0], ln_tokens[:, 0], np.log(surface.loss(x, ln_tokens))[:, 0]
+
+
+def _bisect(
+    surface: Surface, descent: Callable[[Floats], tuple[Floats, Floats]], left: Floats, right: Floats
+) -> Floats:
+    """Where the loss stops falling between ``left`` and ``right``, or an end. It may rise with N or with D."""
     for _ in range(56):
         middle = (left + right) / 2
-        ln_tokens, share = _ln_tokens(constraint, middle, flops, inference_tokens)
-        _, by_params, by_tokens = surface(middle, ln_tokens)
-        # d ln D / d ln N along the constraint is -slope (1 + D_inf / (3 D)).
-        rising = by_params - constraint.slope(middle) * share * by_tokens > 0
+        ln_tokens, fall = descent(middle)
+        by_params, by_tokens = surface.slopes(middle, ln_tokens)
+        rising = by_params - fall * by_tokens > 0
         left, right = np.where(rising, left, middle), np.where(rising, middle, right)
-    x = (left + right) / 2
-    ln_tokens = _ln_tokens(constraint, x, flops, inference_tokens)[0]
-    return x[:, 0], ln_tokens[:, 0], np.log(surface.loss(x, ln_tokens))[:, 0]
+    return (left + right) / 2
 
 
 def _lowest(loss: Floats) -> Ints:

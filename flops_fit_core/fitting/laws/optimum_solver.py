@@ -9,6 +9,7 @@ import numpy as np
 from flops_fit_core.fitting.data import Bools, Floats
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
 from flops_fit_core.fitting.laws.optima import Point, describe_optimum, minimise, optimum
+from flops_fit_core.fitting.laws.root import find_roots
 from flops_fit_core.fitting.laws.surfaces import Surface, drawn_surface, has_surface, point_surface
 from flops_fit_core.fitting.numerical_errors import convert_numerical_errors
 from flops_fit_core.records import LawFit, Optimum
@@ -16,7 +17,6 @@ from flops_fit_core.records import LawFit, Optimum
 _MARGIN = 2.0
 """Half the width in ln N of the interval in which a minimum is sought."""
 _TOLERANCE = 1e-8
-_STEPS = 40
 _BLOCK = 40
 """Budgets that are solved at the same time: arrays of (draws, budgets) then fit into a processor's cache."""
 
@@ -124,40 +124,18 @@ class _Rows:
         return guess
 
     def _refine(self, guess: Floats, flops: Floats, serving: Floats) -> tuple[Floats, Bools]:
-        """Minima by the Illinois method around a guess, and the budgets at which all rows have converged."""
+        """Minima around a guess, and the budgets at which all rows have converged."""
         distance = np.abs(np.log(flops)[:, None] - self._ln_flops).min(axis=1)
         margin = _MARGIN + distance / 2 + np.log1p(serving / flops * 6 * np.exp(guess.mean(axis=0)))
         left, right = guess - margin, guess + _MARGIN + distance / 2
         right = np.minimum(right, self._largest(right, flops, serving))
-        at_left, at_right = (self._balance(x, flops, serving) for x in (left, right))
-        with np.errstate(invalid="ignore"):
-            is_inside = np.all((at_left < 0) & (at_right > 0), axis=0)
-        middle, was_right = guess, np.full_like(guess, np.nan)
-        for _ in range(_STEPS):
-            middle = np.where(is_inside, right - at_right * (right - left) / (at_right - at_left), guess)
-            at_middle = self._balance(middle, flops, serving)
-            is_right = at_middle > 0
-            # An end that stays for a second step counts half, so that both ends move.
-            stays = np.where(was_right == is_right, 0.5, 1.0)
-            at_left = np.where(is_right, stays * at_left, at_middle)
-            at_right = np.where(is_right, at_middle, stays * at_right)
-            was_right = is_right.astype(float)
-            left, right = np.where(is_right, left, middle), np.where(is_right, middle, right)
-            is_solved = is_inside & np.all(np.abs(at_middle) < _TOLERANCE, axis=0)
-            if bool(np.all(is_solved | ~is_inside)):
-                break
-        return middle, is_solved
+        roots, is_solved = find_roots(lambda x: self._balance(x, flops, serving), left, right, _TOLERANCE)
+        return roots, np.all(is_solved, axis=0)
 
     def _balance(self, ln_params: Floats, flops: Floats, serving: Floats) -> Floats:
-        """Ln of what a larger N gains over what fewer tokens lose: 0 at the minimum, negative at smaller N.
-
-        It is close to a straight line in ln N. NaN where the loss rises with N or D.
-        """
+        """See :meth:`~flops_fit_core.fitting.laws.surfaces.Surface.balance`."""
         ln_tokens, share = self._ln_tokens(ln_params, flops, serving)
-        _, by_params, by_tokens = self.surface(ln_params, ln_tokens)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            balance: Floats = np.log(-self.constraint.slope(ln_params) * share * by_tokens) - np.log(-by_params)
-        return balance
+        return self.surface.balance(ln_params, ln_tokens, self.constraint.slope(ln_params) * share)
 
     def _largest(self, ln_params: Floats, flops: Floats, serving: Floats) -> Floats:
         """The largest ln N, at most ``ln_params``, that leaves tokens to train on."""

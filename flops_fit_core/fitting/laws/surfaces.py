@@ -30,11 +30,23 @@ class Surface(ABC):
     def loss(self, ln_params: Any, ln_tokens: Any) -> Any:
         """L of shape (rows, m), for arguments of shape (rows, m) or (1, m), real or complex."""
 
-    def __call__(self, ln_params: Floats, ln_tokens: Floats) -> tuple[Floats, Floats, Floats]:
-        """L, dL / d ln N and dL / d ln D, each of shape (rows, m)."""
+    def slopes(self, ln_params: Floats, ln_tokens: Floats) -> tuple[Floats, Floats]:
+        """Derivatives dL / d ln N and dL / d ln D, each of shape (rows, m), by complex steps."""
         by_params = np.imag(self.loss(ln_params + 1j * _STEP, ln_tokens)) / _STEP
         by_tokens = np.imag(self.loss(ln_params, ln_tokens + 1j * _STEP)) / _STEP
-        return self.loss(ln_params, ln_tokens), by_params, by_tokens
+        return by_params, by_tokens
+
+    def balance(self, ln_params: Floats, ln_tokens: Floats, tokens_per_size: Floats) -> Floats:
+        """Ln of the loss that fewer tokens cost over the loss that a larger N gains, of shape (rows, m).
+
+        Along a curve of constant C on which ln D falls by ``tokens_per_size`` per unit of ln N, it is 0 at the
+        minimum of the loss and negative at smaller N, and nearly a straight line in ln N. NaN where the loss rises
+        with N or with D.
+        """
+        by_params, by_tokens = self.slopes(ln_params, ln_tokens)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            balance: Floats = np.log(-tokens_per_size * by_tokens) - np.log(-by_params)
+        return balance
 
 
 @dataclass(frozen=True)
