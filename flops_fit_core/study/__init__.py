@@ -4,6 +4,7 @@
 result and continues after an interruption. Further modules retry runs, copy a study and diagnose a machine.
 """
 
-from flops_fit_core.study.study import Study, study_folder
+from flops_fit_core.study.opening import study_folder
+from flops_fit_core.study.study import Study
 
 __all__ = ["Study", "study_folder"]

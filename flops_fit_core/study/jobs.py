@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from pathlib import Path
 
+from flops_fit_core.config import Experiment
+from flops_fit_core.errors import ConfigError
 from flops_fit_core.plugins.protocols import ResultStore
 from flops_fit_core.plugins.protocols.stores import latest_attempts
-from flops_fit_core.records import Job, RunError, RunSpec, SweepPlan
+from flops_fit_core.records import Job, RunError, RunResult, RunSpec, SweepPlan
 
 
 def missing_jobs(
@@ -49,6 +52,19 @@ def without_finished_runs(job: Job, store: ResultStore) -> Job | None:
         return result is None or result.attempt < job.attempts.get(run.id, 1)
 
     return job.only(is_missing)
+
+
+def describe_jobs(experiment: Experiment, plan: SweepPlan, results: Sequence[RunResult], folder: Path) -> str:
+    """The scripts that the executor would submit for runs without a finished result, and the resources per job.
+
+    Raises ConfigError if the executor submits no scripts.
+    """
+    executor = experiment.executor
+    if executor.spec.describe_jobs is None:
+        raise ConfigError(f"executor {executor.name!r} submits no scripts: add --executor slurm")
+    finished = {result.id for result in results if result.is_finished}
+    jobs = plan.jobs({run.id for run in plan.runs} - finished)
+    return executor.call(executor.spec.describe_jobs, executor.options, jobs, folder)
 
 
 def lost_worker(reason: str) -> RunError:

@@ -9,23 +9,24 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from flops_fit_core.config import Experiment, PluginConfig
-from flops_fit_core.errors import ConfigError
 from flops_fit_core.plugins.protocols import Fitter, Logger, ResultStore
-from flops_fit_core.plugins.registry import PluginSetup, Registry, registry_from
+from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.plugins.specs import FitterSpec
-from flops_fit_core.records import LawFit, Observation, Optimum, RunResult, RunSpec, SweepPlan
+from flops_fit_core.records import LawFit, Observation, Optimum, RunResult, SweepPlan
 from flops_fit_core.study import outputs
 from flops_fit_core.study.checkpoints import delete_checkpoints
 from flops_fit_core.study.comparison import Recipe, compare_recipes
 from flops_fit_core.study.directory import StudyFolder
+from flops_fit_core.study.jobs import describe_jobs
 from flops_fit_core.study.law import StudyLaw
+from flops_fit_core.study.opening import registry_of_folder
 from flops_fit_core.study.other_results import OtherRuns
 from flops_fit_core.study.other_stores import check_single_driver
 from flops_fit_core.study.overlay import file_name, fit_side, study_side, write_overlay_page
+from flops_fit_core.study.planned_time import PlannedTime
 from flops_fit_core.study.results import StudyResults
 from flops_fit_core.study.settings import StudySettings
-from flops_fit_core.study.time_left import TimeLeft
-from flops_fit_core.study.train import check_outcome, count_parallel_jobs, train_missing
+from flops_fit_core.study.train import check_outcome, train_missing
 from flops_fit_core.training.checkpoint_files import TrajectoryFolder
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Study:
         self._store = store
         self._settings = StudySettings(folder, registry, experiment, plan=plan, trust=trust)
         self._trust = trust
-        self._timings: dict[str, float] | None = None
+        self._time = PlannedTime(plan, self._settings, registry)
         self._results = StudyResults(plan, self._settings, store)
         self._law = StudyLaw(plan, self._settings, self._results, eval_set)
 
@@ -92,13 +93,7 @@ class Study:
         """
         folder = StudyFolder.existing(Path(path))
         if registry is None:
-            setup = folder.setup()
-            loaded = {item.__name__.rpartition(".")[2]: item for item in plugins if isinstance(item, ModuleType)}
-            modules = {name.rpartition(".")[2]: name for name in plugins if isinstance(name, str)}
-            named = setup.modules if trust else {}
-            registry = registry_from(
-                PluginSetup(modules={**named, **modules}, disabled=setup.disabled), objects=loaded
-            )
+            registry = registry_of_folder(folder, plugins, trust=trust)
         return cls(folder.plan(), registry, folder, trust=trust)
 
     def on(self, eval_set: str | None) -> Study:
@@ -156,7 +151,7 @@ class Study:
             only=only,
             save=save,
             progress=progress,
-            timings=self._timings or {},
+            timings=self._time.timings or {},
         )
         self.refresh()
         if check:
@@ -194,39 +189,14 @@ class Study:
 
         It comes from finished runs if there are any, otherwise from real steps of a few sizes on this machine.
         """
-        workers = count_parallel_jobs(self._experiment(), self.plan)
-        results = self.results
-        done = {result.id for result in results if result.is_finished}
-        missing = [run for run in self.plan.runs if run.id not in done]
-        if workers is None or not missing:
-            return 0.0 if not missing else None
-        timings = {} if any(result.seconds > 0 for result in results) else self._measure_timings(missing)
-        estimate = TimeLeft(self.plan, timings).estimate(results, done, (), workers)
-        return None if estimate is None else estimate.seconds
-
-    def _measure_timings(self, missing: Sequence[RunSpec]) -> dict[str, float]:
-        """Timings of a few sizes, measured once."""
-        from flops_fit_core.training import measure_timings
-
-        if self._timings is None:
-            self._timings = measure_timings(self.plan, self.registry, missing)
-        return self._timings
+        return self._time.seconds(self.results)
 
     def describe_jobs(self) -> str:
         """The scripts that the executor would submit for the missing runs, and the resources per job.
 
         Raises ConfigError if the executor submits no scripts.
         """
-        experiment = self._experiment()
-        executor = experiment.executor
-        if executor.spec.describe_jobs is None:
-            raise ConfigError(f"executor {executor.name!r} submits no scripts: add --executor slurm")
-        finished = {result.id for result in self.results if result.is_finished}
-        jobs = self.plan.jobs({run.id for run in self.plan.runs} - finished)
-        return executor.call(executor.spec.describe_jobs, executor.options, jobs, self.folder.path)
-
-    def _experiment(self) -> Experiment:
-        return self._settings.load()
+        return describe_jobs(self._settings.load(), self.plan, self.results, self.folder.path)
 
     # ------------------------------------------------------------------ results
 
@@ -447,19 +417,3 @@ class Study:
     def __repr__(self) -> str:
         done = sum(result.status == "completed" for result in self.results)
         return f"<Study {self.plan.name!r}: {done} of {len(self.plan.runs)} runs completed, in {self.folder.path}>"
-
-
-def study_folder(out: str | Path | None, name: str) -> StudyFolder:
-    """``out``, or ``runs/<name>`` in the working directory.
-
-    Raises ConfigError if a file is in the way or the folder has another format.
-    """
-    path = Path(out) if out is not None else Path("runs") / name
-    for folder in (path, *path.parents):
-        if folder.exists() and not folder.is_dir():
-            raise ConfigError(
-                f"{folder} is a file; a study needs a folder: write --out FOLDER (in Python, output_dir= or out=)"
-            )
-    study = StudyFolder(path.absolute())
-    study.check_format()
-    return study
