@@ -191,3 +191,30 @@ def test_without_pyarrow_the_error_names_the_extra(law: Path, tmp_path: Path) ->
     assert "writing Parquet needs pyarrow" in done.stderr
     assert "pip install 'flops-fit[parquet]'" in done.stderr
     assert not file.exists()
+
+
+@pytest.mark.parametrize("kind", ["csv", "markdown", "latex", "bibtex"])
+def test_a_dash_prints_the_text_that_a_file_would_have(
+    trained: Path, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert flops_fit(["export", str(trained), f"--{kind}", str(tmp_path / "file")]) == 0
+    capsys.readouterr()
+    assert flops_fit(["export", str(trained), f"--{kind}", "-"]) == 0
+    assert capsys.readouterr().out.rstrip("\n") == (tmp_path / "file").read_text().rstrip("\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--parquet", "-"], "a Parquet file is not a text"),
+        (["--csv", "-", "--latex", "-"], "both print to standard output"),
+        (["--csv", "-", "--json"], "both print to standard output"),
+    ],
+)
+def test_a_dash_for_two_outputs_is_an_error(
+    trained: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert flops_fit(["export", str(trained), *options]) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.out == ""

@@ -14,7 +14,9 @@ from small import Bench, text_table, write_text
 from flops_fit_core import ConfigError, Hyperparameters, PlanError, PluginError, UserError
 from flops_fit_core.config import make_experiment
 from flops_fit_core.data import LanguageTask
+from flops_fit_core.fitting.fitters.profiles import MIN_SIZES
 from flops_fit_core.planning import make_plan, solve_batches
+from flops_fit_core.planning.plan import PROFILE_SIZES
 from flops_fit_core.plugins import (
     Dataset,
     DatasetSpec,
@@ -414,3 +416,19 @@ def test_a_language_model_that_sees_later_tokens_is_refused():
     assert plan_of(causal=True).runs
     with pytest.raises(PlanError, match=r"own/averaging.*not causal.*later tokens"):
         plan_of()
+
+
+def test_a_budget_with_too_few_sizes_for_a_profile_has_a_warning():
+    sizes = [{"width": width} for width in (64, 128, 256)]
+    full = planned(surface(sweep={"sizes": sizes}))
+    assert MIN_SIZES["parabola"] == PROFILE_SIZES
+    assert not any("IsoFLOP profile" in note for note in full.notes)
+    first, second, _ = sorted(run.steps for run in full.runs if run.budget == 1e17)
+    plan = planned(surface(sweep={"sizes": sizes, "min_steps": (first + second) // 2}))
+    counts = {budget: sum(run.budget == budget for run in plan.runs) for budget in plan.budgets}
+    assert counts == {1e17: 2, 1e18: 3, 1e19: 3, 1e20: 3}
+    (note,) = [note for note in plan.notes if "IsoFLOP profile" in note]
+    assert note == (
+        "WARNING: too few sizes for an IsoFLOP profile, which needs 3, at the budgets (sizes): 1e17 (2). A law "
+        "through all runs uses them"
+    )

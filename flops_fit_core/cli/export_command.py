@@ -10,9 +10,11 @@ import typer
 
 from flops_fit_core import __version__
 from flops_fit_core.cli import arguments as args
-from flops_fit_core.cli.printing import print_json, print_text
+from flops_fit_core.cli.printing import print_csv, print_json, print_text
 from flops_fit_core.errors import ConfigError
 from flops_fit_core.study import Study
+
+STANDARD_OUTPUT = Path("-")
 
 
 def register(app: typer.Typer) -> None:
@@ -40,10 +42,21 @@ def export(
     disabled: args.DisableOption = None,
     json: args.JsonOption = False,
 ) -> None:
-    """Write the runs of a study, or its law, for other programs and papers. The study may be in training."""
+    """Write the runs of a study, or its law, for other programs and papers. The study may be in training.
+
+    A text goes to standard output instead of a file with FILE = -.
+    """
     files = {"csv": csv, "markdown": markdown, "latex": latex, "bibtex": bibtex}
     if parquet is None and not any(files.values()):
         raise ConfigError("name a file: --csv runs.csv, --parquet, --markdown, --latex or --bibtex")
+    printed = [name for name, path in files.items() if path == STANDARD_OUTPUT]
+    if parquet == STANDARD_OUTPUT:
+        raise ConfigError("--parquet -: a Parquet file is not a text; name a file, --parquet runs.parquet")
+    if printed and (json or len(printed) > 1):
+        other = "--json" if json else f"--{printed[1]} -"
+        raise ConfigError(
+            f"--{printed[0]} - and {other} both print to standard output: name a file in one of them"
+        )
     study = args.open_study(source, args.registry_for(source, plugin, disabled), out)
     texts: dict[str, Callable[[Study], str]] = {
         "csv": lambda study: study.runs.csv(),
@@ -54,7 +67,9 @@ def export(
     if parquet is not None:
         _export_parquet(study, parquet, json)
     for name, path in files.items():
-        if path is not None:
+        if path == STANDARD_OUTPUT:
+            print_csv(texts[name](study))
+        elif path is not None:
             _write(path, texts[name](study))
             print_text(f"wrote {path}") if not json else print_json({"file": str(path.absolute())})
 

@@ -25,6 +25,9 @@ from flops_fit_core.records import RunSpec, SkippedCell, SweepPlan
 if TYPE_CHECKING:
     from torch import nn
 
+PROFILE_SIZES = 3
+"""Sizes that a parabola in ln N needs. See ``flops_fit_core.fitting.fitters.profiles.MIN_SIZES``."""
+
 
 @no_exit()
 def make_plan(experiment: Experiment, expected_params: Callable[[float], float] | None = None) -> SweepPlan:
@@ -65,6 +68,7 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
         *_repetition_notes(runs, dataset),
         *_schedule_notes(experiment),
         *_warmup_notes(runs),
+        *_profile_notes(runs),
         *resolver.notes,
         *resolver.shared_phases.notes(),
     ]
@@ -192,6 +196,23 @@ def _warmup_notes(runs: list[RunSpec]) -> list[str]:
         f"{WARNING} {len(short)} of {len(runs)} runs {verb} before the warmup of the learning rate, so the peak "
         f"is never reached: schedule.warmup_tokens is larger than D ({min(short):,} in the shortest run); lower "
         f"it, or remove it to use the recipe's value"
+    )
+    return [note]
+
+
+def _profile_notes(runs: list[RunSpec]) -> list[str]:
+    """A warning for budgets with too few sizes for an IsoFLOP profile."""
+    sizes_by_budget: dict[float, set[int]] = {}
+    for run in runs:
+        sizes_by_budget.setdefault(run.budget, set()).add(run.params)
+    counts = {budget: len(sizes) for budget, sizes in sorted(sizes_by_budget.items())}
+    few = [budget for budget, count in counts.items() if count < PROFILE_SIZES]
+    if not few:
+        return []
+    names = ", ".join(f"{numbers.scientific(budget)} ({counts[budget]})" for budget in few)
+    note = (
+        f"{WARNING} too few sizes for an IsoFLOP profile, which needs {PROFILE_SIZES}, at the budgets (sizes): "
+        f"{names}. A law through all runs uses them"
     )
     return [note]
 
