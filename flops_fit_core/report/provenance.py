@@ -87,7 +87,7 @@ def _result_items(results: Sequence[RunResult], plan: SweepPlan | None) -> Itera
         math.fsum(result.seconds for result in trained),
     )
     cost = f"{numbers.scientific(flops)} FLOPs, {numbers.duration(seconds)} wall time, summed over runs"
-    yield ProvenanceItem("Trained", cost if trained else "nothing: the losses were computed from a formula")
+    yield ProvenanceItem("Trained", cost if trained else "no model was trained: the losses are those of a formula")
     yield ProvenanceItem(
         "Device", _join_unique(" ".join(filter(None, (result.device, result.precision))) for result in results)
     )

@@ -387,7 +387,7 @@ def test_bootstrap_draws_are_counted_with_those_that_failed():
 
 def test_synthetic_runs_are_not_reported_as_trained():
     items = facts([made_up_fits.result(synthetic=True)])
-    assert items["Trained"] == "nothing: the losses were computed from a formula"
+    assert items["Trained"] == "no model was trained: the losses are those of a formula"
 
 
 def test_runs_with_other_conventions_than_the_fit_are_reported():
