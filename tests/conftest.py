@@ -25,6 +25,8 @@ Failures = Callable[[str, dict[str, str], dict[str, dict[str, str]]], dict[str, 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Output is wrapped to COLUMNS. readline, which pytest imports, sets it for all child processes.
 os.environ.pop("COLUMNS", None)
+# A report takes half of the time of a small study. Tests that need one write --report.
+os.environ["FLOPS_FIT_REPORT"] = "0"
 # A shell that starts pytest in the background lets it, and all that it starts, ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

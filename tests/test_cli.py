@@ -393,7 +393,7 @@ def formula(tmp_path_factory):
     """A finished study."""
     folder = tmp_path_factory.mktemp("formula")
     surface(folder)
-    assert run(["run", str(folder / "formula.json"), "--out", str(folder / "study")]) == 0
+    assert run(["run", str(folder / "formula.json"), "--out", str(folder / "study"), "--report"]) == 0
     return folder / "study"
 
 

@@ -218,3 +218,15 @@ def test_a_dash_for_two_outputs_is_an_error(
     printed = capsys.readouterr()
     assert message in printed.err
     assert printed.out == ""
+
+
+def test_a_printed_text_is_not_mixed_with_the_names_of_files(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    latex, parquet = tmp_path / "t.tex", tmp_path / "p.parquet"
+    command = ["export", str(trained), "--csv", "-", "--latex", str(latex), "--parquet", str(parquet)]
+    assert flops_fit(command) == 0
+    printed = capsys.readouterr()
+    assert printed.out == Study.open(trained).runs.csv()
+    assert str(latex) in printed.err
+    assert str(parquet) in printed.err

@@ -21,7 +21,7 @@ from installing import Site
 from flops_fit_core import ConfigError, PluginNotFound, RunResult, RunSpec, SweepPlan
 from flops_fit_core.plugins import OptimizerSpec, Options, Registry, StoreSpec, TrainerSpec, hookimpl
 from flops_fit_core.plugins.hookspecs import PROJECT
-from flops_fit_core.plugins.registry import KINDS, SPEC_TYPES, PluginSetup, registry_from
+from flops_fit_core.plugins.registry import KINDS, SPEC_TYPES, PluginSetup, law_offers, loading, registry_from
 from flops_fit_core.plugins.registry.bundled import BUNDLED_KINDS
 from flops_fit_core.plugins.specs import ModelSpec
 from flops_fit_core.testing import example_result, example_run
@@ -609,16 +609,16 @@ def test_a_query_for_a_kind_loads_the_bundled_plugins_of_this_kind_only() -> Non
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     before, after, everything = done.stdout.splitlines()
-    assert before == "['flops_fit_core']"
-    assert after == "['flops_fit_core', 'flops_fit_stores']"
-    assert int(everything) == 1 + len(BUNDLED_KINDS)
+    assert before == "['flops_fit_core', 'flops_fit_laws']"
+    assert after == "['flops_fit_core', 'flops_fit_laws', 'flops_fit_stores']"
+    assert int(everything) == 2 + len(BUNDLED_KINDS)
 
 
 def test_the_table_of_kinds_is_that_of_the_bundled_plugins() -> None:
     registry = Registry()
     kinds: dict[str, set[str]] = {}
     for offer in registry.offers():
-        if offer.source.startswith("flops-fit "):
+        if offer.source.startswith("flops-fit ") and offer.plugin != "laws":
             kinds.setdefault(offer.plugin, set()).add(offer.spec.kind)
     assert kinds == {name: set(kinds) for name, kinds in BUNDLED_KINDS.items()}
     for hook in ("flops_fit_run_finished", "flops_fit_sweep_finished"):
@@ -632,6 +632,80 @@ def test_threads_that_ask_at_the_same_time_get_complete_answers() -> None:
         with ThreadPoolExecutor(8) as threads:
             answers = list(threads.map(registry.offers, kinds))
         assert answers == [registry.offers(kind) for kind in kinds]
+
+
+def test_an_interrupted_load_loses_no_spec(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = [offer.name for offer in Registry().offers()]
+    for point in ("fitters", "gpt", "vit"):
+        registry = Registry()
+        load = loading.PluginLoader._load
+
+        def interrupt(self: Any, name: str, *arguments: Any, point: str = point, load: Any = load) -> None:
+            if name == point:
+                raise KeyboardInterrupt
+            load(self, name, *arguments)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(loading.PluginLoader, "_load", interrupt)
+            registry.problems  # noqa: B018
+        assert registry.find("device", "cpu").name == "devices/cpu"
+        assert [offer.name for offer in registry.offers()] == expected
+        assert registry.problems == []
+
+
+def test_a_query_during_the_import_of_a_plugin_loses_no_spec(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = [offer.name for offer in Registry().offers()]
+    registry = Registry()
+    load = loading.PluginLoader._load
+
+    def nested(self: Any, name: str, *arguments: Any) -> None:
+        if name == "callable":
+            assert registry.find("store", "sqlite").name == "stores/sqlite"
+            assert len(registry.offers()) >= 60
+        load(self, name, *arguments)
+
+    monkeypatch.setattr(loading.PluginLoader, "_load", nested)
+    assert registry.problems == []
+    assert [offer.name for offer in registry.offers()] == expected
+
+
+def test_a_fit_s_law_is_found_without_importing_a_disabled_plugin(site: Site) -> None:
+    site.install("flops-fit-explosive", "explosive", "raise SystemExit('never imported')")
+    registry = Registry(disabled=["explosive"])
+    assert registry.problems == []
+    assert {"chinchilla", "tied", "skaling"} <= law_offers.OFFERS.keys()
+
+
+def test_a_registry_can_be_sent_to_another_process() -> None:
+    registry = Registry()
+    copy = cloudpickle.loads(cloudpickle.dumps(registry))
+    assert [offer.name for offer in copy.offers()] == [offer.name for offer in Registry().offers()]
+    assert copy.find("store", "sqlite").spec.name == "sqlite"
+
+
+def test_a_child_that_was_forked_during_a_load_can_query() -> None:
+    code = (
+        "import os, signal, threading; from flops_fit_core.plugins import Registry\n"
+        "from flops_fit_core.plugins.registry import loading\n"
+        "held, done = threading.Event(), threading.Event()\n"
+        "def hold():\n"
+        "    with loading._lock: held.set(); done.wait()\n"
+        "registry = Registry(); threading.Thread(target=hold).start(); held.wait()\n"
+        "if (child := os.fork()) == 0:\n"
+        "    signal.alarm(20); os._exit(0 if registry.find('store', 'sqlite') else 1)\n"
+        "status = os.waitpid(child, 0)[1]; done.set(); print(status)"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("0\n", "")
+
+
+def test_loads_of_two_registries_leave_standard_output_as_it_was() -> None:
+    output = sys.stdout
+    for _ in range(5):
+        registries = [Registry() for _ in range(6)]
+        with ThreadPoolExecutor(6) as threads:
+            list(threads.map(lambda registry: registry.offers(), registries))
+    assert sys.stdout is output
 
 
 @pytest.mark.parametrize("name", ["aaa", "zzz"])

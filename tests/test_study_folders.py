@@ -202,7 +202,7 @@ def test_status_and_fit_name_finished_runs_of_another_plan(formula, call):
 
 
 def test_a_fit_has_a_diagnostic_about_other_results(formula, call):
-    call("run", "formula.json", "--out", "study", "--set", "dataset.noise=0.01")
+    call("run", "formula.json", "--out", "study", "--set", "dataset.noise=0.01", "--report")
     codes = [item["code"] for item in json.loads(call("fit", "study", "--json")[1])["diagnostics"]]
     assert codes.count("other-results") == 1
     assert "9 finished runs differ" in call("predict", "study", "--flops", "1e20")[1]

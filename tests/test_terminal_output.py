@@ -312,7 +312,7 @@ def test_every_file_of_a_study_has_the_permissions_of_the_umask(
     Path("small.json").write_text(json.dumps(text_table(write_text(tmp_path / "text"), sweep=sweep)))
     before = os.umask(umask)
     try:
-        assert command(["run", "small.json", "--out", "study"]) == 0
+        assert command(["run", "small.json", "--out", "study", "--report"]) == 0
         assert command(["fit", "study", "--out", "law.json"]) == 0
         assert command(["store", "copy", "study", "copy", "--store", "json"]) == 0
     finally:

@@ -62,6 +62,14 @@ DeviceOption = Annotated[str | None, _swap("device")]
 StoreOption = Annotated[str | None, _swap("store")]
 ExecutorOption = Annotated[str | None, _swap("executor")]
 FitterOption = Annotated[str | None, _swap("fitter")]
+ReportOption = Annotated[
+    bool,
+    typer.Option(
+        "--report/--no-report",
+        help="Write the page and the figures at the end.",
+        envvar="FLOPS_FIT_REPORT",
+    ),
+]
 
 
 def registry_for(source: Path | None, modules: Sequence[str] | None, disabled: Sequence[str] | None) -> Registry:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Iterator, MutableMapping
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -158,9 +159,10 @@ def load_module(name: str) -> dict[str, Any]:
 def _load_pydantic_plugins() -> None:
     """Build the first pydantic model, which loads pydantic's plugins, and ignore its exception.
 
-    It raises if the entry points of any installed distribution cannot be read. Later models then have no plugins.
+    It raises if the entry points of any installed distribution cannot be read, or if a plugin does. Later models
+    have the plugins that were loaded before the exception.
     """
-    with suppress(Exception):
+    with redirect_stdout(sys.stderr), suppress(Exception, SystemExit):
         importlib.import_module("pydantic").create_model("First")
 
 

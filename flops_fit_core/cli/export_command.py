@@ -10,7 +10,7 @@ import typer
 
 from flops_fit_core import __version__
 from flops_fit_core.cli import arguments as args
-from flops_fit_core.cli.printing import print_csv, print_json, print_text
+from flops_fit_core.cli.printing import print_csv, print_json, print_message, print_text
 from flops_fit_core.errors import ConfigError
 from flops_fit_core.study import Study
 
@@ -64,17 +64,18 @@ def export(
         "latex": _latex,
         "bibtex": _bibtex,
     }
+    confirm = print_message if printed else print_text
     if parquet is not None:
-        _export_parquet(study, parquet, json)
+        _export_parquet(study, parquet, json, confirm)
     for name, path in files.items():
         if path == STANDARD_OUTPUT:
             print_csv(texts[name](study))
         elif path is not None:
             _write(path, texts[name](study))
-            print_text(f"wrote {path}") if not json else print_json({"file": str(path.absolute())})
+            confirm(f"wrote {path}") if not json else print_json({"file": str(path.absolute())})
 
 
-def _export_parquet(study: Study, path: Path, json: bool) -> None:
+def _export_parquet(study: Study, path: Path, json: bool, confirm: Callable[[str], None]) -> None:
     from flops_fit_core.report.parquet import write_parquet
 
     attempts = study.attempts
@@ -83,7 +84,7 @@ def _export_parquet(study: Study, path: Path, json: bool) -> None:
     if json:
         print_json({"file": str(path.absolute()), "attempts": len(attempts), "runs": runs})
     else:
-        print_text(f"{len(attempts)} attempts at {runs} runs of {study.folder.shown} are in {path}")
+        confirm(f"{len(attempts)} attempts at {runs} runs of {study.folder.shown} are in {path}")
 
 
 def _markdown(study: Study) -> str:

@@ -61,6 +61,7 @@ def plan(
 def run(
     plan_study: Callable[..., Study],
     retry: Annotated[bool, typer.Option(help="Retry runs that failed before.")] = True,
+    report: args.ReportOption = True,
     explain: ExplainOption = False,
 ) -> int:
     """Train the missing runs, fit the law, write the report. After an interruption, type it again to continue."""
@@ -75,7 +76,7 @@ def run(
     if study.plan.skipped:
         print_message(f"  {len(study.plan.skipped)} sizes skipped; 'flops-fit plan' shows the reasons")
     study.train(retry_failed=retry, check=False, progress=True)
-    return print_outcome(study, explain)
+    return print_outcome(study, explain, report=report)
 
 
 def runs(
@@ -195,10 +196,10 @@ def _print_plan(study: Study, seconds: float | None) -> None:
         )
 
 
-def print_outcome(study: Study, explain: bool = False) -> int:
+def print_outcome(study: Study, explain: bool = False, *, report: bool = True) -> int:
     """Print the answer of a sweep and write its report. Returns 1 if a run, the fit or the report failed."""
     failed = [result for result in study.results if result.status == "failed"]
-    failures = _print_answer(study, explain)
+    failures = _print_answer(study, explain, report)
     for step, error in failures:
         print_error(f"{step} failed: {_describe_error(error)}")
     if failures:
@@ -216,7 +217,7 @@ def print_outcome(study: Study, explain: bool = False) -> int:
     return 1 if failed or failures else 0
 
 
-def _print_answer(study: Study, explain: bool) -> list[tuple[str, Exception]]:
+def _print_answer(study: Study, explain: bool, report: bool) -> list[tuple[str, Exception]]:
     """Fit, print the answer, and write fit.json and the report. Returns the steps that failed, with their errors.
 
     The steps are independent, so that a full disk does not hide the answer. After a sweep, no error of a fitter,
@@ -226,13 +227,13 @@ def _print_answer(study: Study, explain: bool) -> list[tuple[str, Exception]]:
         fit = study.fit
     except FitError as error:
         print_message(f"no law yet: {error}")
-        return _attempt({"the report": lambda: print_message(f"report: {study.report()[0]}")})
+        return _attempt({"the report": lambda: print_message(f"report: {study.report()[0]}")} if report else {})
     except Exception as error:
         return [("the fit", error)]
     return _attempt(
         {
             "fit.json": lambda: study.folder.save_fit(fit),
-            "the report": study.report,
+            **({"the report": study.report} if report else {}),
             "printing the answer": lambda: print_summary(study, explain),
         }
     )

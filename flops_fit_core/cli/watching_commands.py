@@ -161,6 +161,7 @@ def retry(
         ),
     ] = None,
     diverged: Annotated[bool, typer.Option(help="Retry diverged runs, too.")] = False,
+    report: args.ReportOption = True,
     plugin: args.PluginOption = None,
     disabled: args.DisableOption = None,
 ) -> int:
@@ -173,4 +174,4 @@ def retry(
     statuses = {"failed", "diverged"} if diverged else {"failed"}
     results = select_results(study, statuses, prefixes or ())
     print_message(f"{study.plan.name}: {len(results)} runs to train again, in {study.folder.path}")
-    return print_outcome(retry_runs(study, results, overrides or (), progress=True))
+    return print_outcome(retry_runs(study, results, overrides or (), progress=True), report=report)

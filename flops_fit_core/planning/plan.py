@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 PROFILE_SIZES = 3
 """Sizes that a parabola in ln N needs. See ``flops_fit_core.fitting.fitters.profiles.MIN_SIZES``."""
+MAX_BUDGETS = 5
+"""The most budgets that a note lists."""
 
 
 @no_exit()
@@ -209,10 +211,11 @@ def _profile_notes(runs: list[RunSpec]) -> list[str]:
     few = [budget for budget, count in counts.items() if count < PROFILE_SIZES]
     if not few:
         return []
-    names = ", ".join(f"{numbers.scientific(budget)} ({counts[budget]})" for budget in few)
+    names = ", ".join(f"{budget:.6g} ({counts[budget]})".replace("e+", "e") for budget in few[:MAX_BUDGETS])
+    more = f" and {len(few) - MAX_BUDGETS} more" if len(few) > MAX_BUDGETS else ""
     note = (
         f"{WARNING} too few sizes for an IsoFLOP profile, which needs {PROFILE_SIZES}, at the budgets (sizes): "
-        f"{names}. A law through all runs uses them"
+        f"{names}{more}. A law through all runs uses them"
     )
     return [note]
 

@@ -80,7 +80,7 @@ def test_a_law_without_a_prediction_is_no_study_without_a_law(
         raise FitError("the law has no optimum")
 
     monkeypatch.setattr(*STEPS[step], fail)
-    status, _, message = call("run", "formula.json", "--out", "study")
+    status, _, message = call("run", "formula.json", "--out", "study", "--report")
     assert status == 1
     assert f"error: {step} failed: the law has no optimum" in message
     assert "no law yet" not in message
@@ -97,7 +97,7 @@ def test_an_error_after_a_sweep_is_a_message_with_the_command_to_type(
     owner, name = STEPS[step]
     monkeypatch.setattr(owner, name, property(fail) if step == "the fit" else fail)
     monkeypatch.setattr(writing, "draw_all", lambda data: {})  # figures take most of the time
-    status, output, message = call("run", "formula.json", "--out", "study")
+    status, output, message = call("run", "formula.json", "--out", "study", "--report")
     assert status == 1
     assert f"error: {step} failed: {text}" in message
     assert "training is complete: 9 of 9 runs are finished and stored" in message
@@ -107,7 +107,7 @@ def test_an_error_after_a_sweep_is_a_message_with_the_command_to_type(
 
 def test_a_report_folder_that_cannot_be_written_is_named(finished: Study, call) -> None:
     Path("study/report").write_text("a file where the folder should be")
-    status, output, message = call("run", "formula.json", "--out", "study")
+    status, output, message = call("run", "formula.json", "--out", "study", "--report")
     assert status == 1
     assert "error: the report failed: study/report: File exists" in message.replace(str(Path.cwd()) + "/", "")
     assert "training is complete" in message
@@ -122,6 +122,6 @@ def test_a_study_without_a_law_is_no_failure(finished: Study, monkeypatch: pytes
         raise FitError("too few runs")
 
     monkeypatch.setattr(Study, "fit", property(fail))
-    status, _, message = call("run", "formula.json", "--out", "study")
+    status, _, message = call("run", "formula.json", "--out", "study", "--report")
     assert status == 0
     assert "no law yet: too few runs" in message

@@ -136,6 +136,10 @@ class FlopsPerToken:
         ln_flops = self.ln_flops + self.scores[number] @ self.modes
         return replace(self, ln_flops=ln_flops, modes=_no_draws(), scores=_no_draws(), is_drawn=False)
 
+    def take(self, rows: Ints) -> Self:
+        """The drawn curves with these row numbers; the curve itself if it has no uncertainty."""
+        return replace(self, scores=self.scores[rows]) if self.is_drawn else self
+
     def knots(self) -> tuple[tuple[float, float], ...]:
         """(N, f) pairs for a fit; empty if f is 6 N to within 1%."""
         if self.is_6n:
@@ -161,27 +165,29 @@ class FlopsPerToken:
 
     def __call__(self, ln_params: Floats) -> Floats:
         """Ln f at ln N, of any shape."""
-        return self._evaluate(ln_params)[0]
+        return self.evaluate(ln_params)[0]
 
     def slope(self, ln_params: Floats) -> Floats:
         """Derivative of ln f in ln N, of any shape."""
-        return self._evaluate(ln_params)[1]
+        return self.evaluate(ln_params)[1]
 
-    def _evaluate(self, ln_params: Floats) -> tuple[Floats, Floats]:
+    def evaluate(self, ln_params: Floats) -> tuple[Floats, Floats]:
+        """Ln f and its derivative in ln N, at ln N of any shape."""
         x = np.asarray(ln_params, dtype=float)
         value, slope = self._curve.evaluate(x)
-        for mode, score in zip(self._mode_curves, self.scores.T, strict=False) if self.is_drawn else ():
-            change, tilt = mode.evaluate(x)
-            value, slope = value + score[:, None] * change, slope + score[:, None] * tilt
-        return value, np.maximum(slope, 0.02) if self.is_drawn else slope
+        if not self.is_drawn:
+            return value, slope
+        changes, tilts = self._modes.evaluate(x)
+        scores = self.scores[:, None, :]
+        return value + (scores * changes).sum(axis=-1), np.maximum(slope + (scores * tilts).sum(axis=-1), 0.02)
 
     @cached_property
     def _curve(self) -> KnotCurve:
         return KnotCurve(self.ln_params, self.ln_flops, is_increasing=True)
 
     @cached_property
-    def _mode_curves(self) -> list[KnotCurve]:
-        return [KnotCurve(self.ln_params, mode) for mode in self.modes]
+    def _modes(self) -> KnotCurve:
+        return KnotCurve(self.ln_params, self.modes.T)
 
 
 def _principal_directions(deviations: Floats, is_near: Bools) -> tuple[Floats, Floats]:

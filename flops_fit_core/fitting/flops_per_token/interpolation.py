@@ -23,10 +23,15 @@ _MAX_SPLINE_STEP = 0.3
 
 
 class KnotCurve:
-    """A function of ln N through knots, with straight ends."""
+    """A function of ln N through knots, with straight ends.
+
+    Args:
+        x: Ln N of the knots, shape (knots,).
+        y: Values there, shape (knots,), or (knots, m) for m functions.
+        is_increasing: Take a monotone cubic if the spline of a single function falls anywhere.
+    """
 
     def __init__(self, x: Floats, y: Floats, *, is_increasing: bool = False) -> None:
-        """``is_increasing``: take a monotone cubic if the spline falls anywhere."""
         from scipy.interpolate import CubicSpline, PchipInterpolator  # slow to import
 
         self.x = x
@@ -35,19 +40,22 @@ class KnotCurve:
             self.inside = CubicSpline(x, y, bc_type="natural")
             if is_increasing and np.min(self.inside(np.linspace(x[0], x[-1], 4 * len(x)), 1)) <= 0:
                 self.inside = PchipInterpolator(x, y)
-            self.ends = float(self.inside(x[0], 1)), float(self.inside(x[-1], 1))
+            self.ends = self.inside(x[0], 1), self.inside(x[-1], 1)
         elif len(x) > 2:
             self.inside = PchipInterpolator(x, y)
             self.ends = _end_slope(x, y, 0), _end_slope(x, y, -1)
         else:
-            self.ends = (1.0, 1.0) if len(x) == 1 else (_end_slope(x, y, 0), _end_slope(x, y, -1))
-        self.first_value = float(y[0])
+            straight = np.ones_like(y[0])
+            self.ends = (straight,) * 2 if len(x) == 1 else (_end_slope(x, y, 0), _end_slope(x, y, -1))
+        self.first_value = y[0]
+        self._is_single = y.ndim == 1
 
     def evaluate(self, x: Floats) -> tuple[Floats, Floats]:
-        """Value and slope at ln N = ``x``, of any shape."""
+        """Value and slope at ln N = ``x``: the shape of ``x``, with a last dimension of m for m functions."""
         first, last = self.x[0], self.x[-1]
         left, right = self.ends
         value, slope = self._evaluate_inside(np.clip(x, first, last))
+        x = x if self._is_single else x[..., None]
         value = value + left * np.minimum(x - first, 0) + right * np.maximum(x - last, 0)
         return value, np.where(x < first, left, np.where(x > last, right, slope))
 
@@ -55,7 +63,9 @@ class KnotCurve:
         if self.inside is not None:
             return np.asarray(self.inside(x)), np.asarray(self.inside(x, 1))
         slope = self.ends[0]
-        return self.first_value + slope * (x - self.x[0]), np.full_like(x, slope)
+        x = x if self._is_single else x[..., None]
+        value = self.first_value + slope * (x - self.x[0])
+        return value, np.broadcast_to(slope, value.shape)
 
 
 def _is_sampled(x: Floats) -> bool:
@@ -66,8 +76,9 @@ def _is_sampled(x: Floats) -> bool:
     return bool(steps.max() < _MAX_SPLINE_STEP and np.ptp(steps) < 1e-6 * steps.max())
 
 
-def _end_slope(x: Floats, y: Floats, end: int) -> float:
+def _end_slope(x: Floats, y: Floats, end: int) -> Floats:
     is_close = np.abs(x - x[end]) <= _END_RANGE
     is_close[slice(0, 2) if end == 0 else slice(-2, None)] = True
     offset = x[is_close] - x[is_close].mean()
-    return float(offset @ y[is_close] / (offset @ offset))
+    slope: Floats = np.tensordot(offset, y[is_close], axes=1) / (offset @ offset)
+    return slope

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeGuard
 
 import numpy as np
@@ -210,7 +210,8 @@ def minimise(
     ``flops`` is a number, or an array with an entry per minimum.
 
     Closed form for Approach 3 with f = 6 N. Otherwise a scan in ln N brackets the minimum, and the Illinois method
-    solves for it to 1e-11 in ln N; bisection does where the loss rises with N or D, or the bracket has no minimum.
+    solves for it, to about 1e-12 / (alpha + beta) in ln N; bisection does where the loss rises with N or D, or the
+    bracket has no minimum.
     """
     if constraint.is_6n and not inference_tokens and _is_chinchilla(surface):
         x = _closed_form(surface.values, np.log(flops))
@@ -225,31 +226,40 @@ def minimise(
         # Near the largest N, D falls from D_inf to one token within a small fraction of ln N.
         distances = np.concatenate([distances, distances[-1] * 0.5 ** np.arange(1, 40)])
     scan = high - distances[None, :]
-    loss = surface.loss(scan, _ln_tokens(constraint, scan, flops, inference_tokens)[0])
+    loss = surface.loss(scan, descent(constraint, scan, flops, inference_tokens)[0])
     best = np.clip(_lowest(np.where(np.isfinite(loss), loss, np.inf)), 1, scan.shape[1] - 2)
     scan = np.broadcast_to(scan, loss.shape)
     rows = np.arange(len(loss))
     left, right = scan[rows, best - 1][:, None], scan[rows, best + 1][:, None]
 
-    def descent(x: Floats) -> tuple[Floats, Floats]:
-        """Ln D at ln N, and the fall of ln D per unit of ln N: the slope times (1 + D_inf / (3 D))."""
-        ln_tokens, share = _ln_tokens(constraint, x, flops, inference_tokens)
-        return ln_tokens, constraint.slope(x) * share
-
-    x, is_solved = find_roots(lambda x: surface.balance(x, *descent(x)), left, right, _TOLERANCE)
-    if not is_solved.all():
-        x = np.where(is_solved, x, _bisect(surface, descent, left, right))
-    ln_tokens = descent(x)[0]
+    x, is_solved = find_roots(
+        lambda x: surface.balance(x, *descent(constraint, x, flops, inference_tokens)), left, right, _TOLERANCE
+    )
+    rest = np.flatnonzero(~is_solved[:, 0])
+    if len(rest):
+        x[rest] = _bisect(
+            surface.take(rest),
+            constraint.take(rest),
+            flops if len(flops) == 1 else flops[rest],
+            inference_tokens,
+            (left[rest], right[rest]),
+        )
+    ln_tokens = descent(constraint, x, flops, inference_tokens)[0]
     return x[:, 0], ln_tokens[:, 0], np.log(surface.loss(x, ln_tokens))[:, 0]
 
 
 def _bisect(
-    surface: Surface, descent: Callable[[Floats], tuple[Floats, Floats]], left: Floats, right: Floats
+    surface: Surface,
+    constraint: FlopsPerToken,
+    flops: Floats,
+    inference_tokens: float,
+    ends: tuple[Floats, Floats],
 ) -> Floats:
-    """Where the loss stops falling between ``left`` and ``right``, or an end. It may rise with N or with D."""
+    """Where the loss stops falling between two ends, or one of them. It may rise with N or with D."""
+    left, right = ends
     for _ in range(56):
         middle = (left + right) / 2
-        ln_tokens, fall = descent(middle)
+        ln_tokens, fall = descent(constraint, middle, flops, inference_tokens)
         by_params, by_tokens = surface.slopes(middle, ln_tokens)
         rising = by_params - fall * by_tokens > 0
         left, right = np.where(rising, left, middle), np.where(rising, middle, right)
@@ -312,15 +322,19 @@ def _closed_form(law: Mapping[str, Floats], ln_flops: Floats) -> Floats:
     return ln_params
 
 
-def _ln_tokens(
-    constraint: FlopsPerToken, ln_params: Floats, flops: Floats, inference_tokens: float
+def descent(
+    constraint: FlopsPerToken, ln_params: Floats, flops: Floats, inference_tokens: float | Floats
 ) -> tuple[Floats, Floats]:
-    """Ln D at ln N, and (D + D_inf / 3) / D."""
-    ln_total = np.log(flops) - constraint(ln_params)
-    if not inference_tokens:
-        return ln_total, np.ones_like(ln_total)
+    """Ln D at ln N along f(N) (D + D_inf / 3) = C, and the fall of ln D per unit of ln N.
+
+    ``flops`` and ``inference_tokens`` (D_inf) broadcast against ``ln_params``.
+    """
+    ln_per_token, slope = constraint.evaluate(ln_params)
+    ln_total = np.log(flops) - ln_per_token
+    if not np.any(inference_tokens):
+        return ln_total, slope
     tokens = np.maximum(np.exp(ln_total) - inference_tokens / 3, 1e-300)
-    return np.log(tokens), np.exp(ln_total) / tokens
+    return np.log(tokens), slope * np.exp(ln_total) / tokens
 
 
 def _largest_ln_params(constraint: FlopsPerToken, flops: Floats, inference_tokens: float) -> Floats:

@@ -8,7 +8,7 @@ import numpy as np
 
 from flops_fit_core.fitting.data import Bools, Floats
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
-from flops_fit_core.fitting.laws.optima import Point, describe_optimum, minimise, optimum
+from flops_fit_core.fitting.laws.optima import Point, descent, describe_optimum, minimise, optimum
 from flops_fit_core.fitting.laws.root import find_roots
 from flops_fit_core.fitting.laws.surfaces import Surface, drawn_surface, has_surface, point_surface
 from flops_fit_core.fitting.numerical_errors import convert_numerical_errors
@@ -104,12 +104,13 @@ class _Rows:
             first = minimise(self.surface, self.constraint, float(flops[0]))
             self._remember(np.log(flops[:1]), first[0][:, None])
         ln_params, is_solved = self._refine(self._guess(flops), flops, serving)
-        for column in np.flatnonzero(~is_solved):
-            scanned = minimise(self.surface, self.constraint, float(flops[column]), float(serving[column]))
-            ln_params[:, column] = scanned[0]
+        for column in np.flatnonzero(~is_solved.all(axis=0)):
+            rows = np.flatnonzero(~is_solved[:, column])
+            rest = self.surface.take(rows), self.constraint.take(rows)
+            ln_params[rows, column] = minimise(*rest, float(flops[column]), float(serving[column]))[0]
         if not serving.any():
             self._remember(np.log(flops), ln_params)
-        ln_tokens = self._ln_tokens(ln_params, flops, serving)[0]
+        ln_tokens = descent(self.constraint, ln_params, flops, serving)[0]
         return ln_params, ln_tokens, np.log(self.surface.loss(ln_params, ln_tokens))
 
     def _remember(self, ln_flops: Floats, ln_params: Floats) -> None:
@@ -124,18 +125,16 @@ class _Rows:
         return guess
 
     def _refine(self, guess: Floats, flops: Floats, serving: Floats) -> tuple[Floats, Bools]:
-        """Minima around a guess, and the budgets at which all rows have converged."""
+        """Minima around a guess, and which of them have converged."""
         distance = np.abs(np.log(flops)[:, None] - self._ln_flops).min(axis=1)
         margin = _MARGIN + distance / 2 + np.log1p(serving / flops * 6 * np.exp(guess.mean(axis=0)))
         left, right = guess - margin, guess + _MARGIN + distance / 2
         right = np.minimum(right, self._largest(right, flops, serving))
-        roots, is_solved = find_roots(lambda x: self._balance(x, flops, serving), left, right, _TOLERANCE)
-        return roots, np.all(is_solved, axis=0)
+        return find_roots(lambda x: self._balance(x, flops, serving), left, right, _TOLERANCE)
 
     def _balance(self, ln_params: Floats, flops: Floats, serving: Floats) -> Floats:
         """See :meth:`~flops_fit_core.fitting.laws.surfaces.Surface.balance`."""
-        ln_tokens, share = self._ln_tokens(ln_params, flops, serving)
-        return self.surface.balance(ln_params, ln_tokens, self.constraint.slope(ln_params) * share)
+        return self.surface.balance(ln_params, *descent(self.constraint, ln_params, flops, serving))
 
     def _largest(self, ln_params: Floats, flops: Floats, serving: Floats) -> Floats:
         """The largest ln N, at most ``ln_params``, that leaves tokens to train on."""
@@ -148,11 +147,3 @@ class _Rows:
             above = self.constraint(middle) > target
             low, high = np.where(above, low, middle), np.where(above, middle, high)
         return low - 1e-9
-
-    def _ln_tokens(self, ln_params: Floats, flops: Floats, serving: Floats) -> tuple[Floats, Floats]:
-        """Ln D at ln N, and (D + D_inf / 3) / D."""
-        ln_total = np.log(flops) - self.constraint(ln_params)
-        if not serving.any():
-            return ln_total, np.ones_like(ln_total)
-        tokens = np.maximum(np.exp(ln_total) - serving / 3, 1e-300)
-        return np.log(tokens), np.exp(ln_total) / tokens

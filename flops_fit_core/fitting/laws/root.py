@@ -9,6 +9,7 @@ import numpy as np
 from flops_fit_core.fitting.data import Bools, Floats
 
 _STEPS = 40
+_EPSILON = np.finfo(float).eps
 
 
 def find_roots(
@@ -20,7 +21,7 @@ def find_roots(
         function: Maps an array to the values there, of the same shape. May return NaN.
         left: Points with a negative value.
         right: Points with a positive value.
-        tolerance: A root is the first point with a smaller absolute value.
+        tolerance: A root is the first point with a smaller absolute value, or with no further change by rounding.
 
     Returns:
         The roots, and which of them are within the tolerance. An element whose ends have values of other signs
@@ -32,11 +33,13 @@ def find_roots(
     with np.errstate(invalid="ignore"):
         is_inside = (at_left < 0) & (at_right > 0)
     middle, was_right = (left + right) / 2, np.full_like(at_left, np.nan)
-    is_solved = np.zeros_like(is_inside)
+    is_solved, previous = np.zeros_like(is_inside), np.full_like(at_left, np.nan)
     for _ in range(_STEPS):
-        width = np.where(is_inside, at_right - at_left, 1.0)
-        next_point = np.where(is_inside, right - at_right * (right - left) / width, middle)
+        low, high = np.where(is_inside, at_left, 0.0), np.where(is_inside, at_right, 1.0)
+        next_point = np.where(is_inside, right - high * (right - left) / (high - low), middle)
         middle = np.where(is_solved, middle, next_point)
+        stands = np.abs(middle - previous) <= 4 * _EPSILON * np.abs(middle)
+        previous = middle
         at_middle = function(middle)
         is_right = at_middle > 0
         # An end that stays for a second step counts half, so that both ends move.
@@ -45,7 +48,7 @@ def find_roots(
         at_right = np.where(is_right, at_middle, stays * at_right)
         was_right = is_right.astype(float)
         left, right = np.where(is_right, left, middle), np.where(is_right, middle, right)
-        is_solved = is_inside & (np.abs(at_middle) < tolerance)
+        is_solved = is_inside & (is_solved | stands | (np.abs(at_middle) < tolerance))
         if bool(np.all(is_solved | ~is_inside)):
             break
     return middle, is_solved

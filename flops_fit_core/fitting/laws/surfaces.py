@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from flops_fit_core.errors import FitError
-from flops_fit_core.fitting.data import Floats
+from flops_fit_core.fitting.data import Floats, Ints
 from flops_fit_core.plugins.protocols import LossLaw
 from flops_fit_core.plugins.registry.law_index import find_law, is_loss_law
 from flops_fit_core.records import LawFit
@@ -29,6 +29,10 @@ class Surface(ABC):
     @abstractmethod
     def loss(self, ln_params: Any, ln_tokens: Any) -> Any:
         """L of shape (rows, m), for arguments of shape (rows, m) or (1, m), real or complex."""
+
+    @abstractmethod
+    def take(self, rows: Ints) -> Surface:
+        """The surface with these rows only; a surface with a single row is unchanged."""
 
     def slopes(self, ln_params: Floats, ln_tokens: Floats) -> tuple[Floats, Floats]:
         """Derivatives dL / d ln N and dL / d ln D, each of shape (rows, m), by complex steps."""
@@ -71,6 +75,11 @@ class LawSurface(Surface):
     def rows(self) -> int:  # type: ignore[override]
         return len(next(iter(self.values.values())))
 
+    def take(self, rows: Ints) -> Surface:
+        if self.rows == 1:
+            return self
+        return replace(self, values={name: column[rows] for name, column in self.values.items()})
+
     def loss(self, ln_params: Any, ln_tokens: Any) -> Any:
         arrays = {"params": np.exp(ln_params), "tokens": np.exp(ln_tokens)}
         arrays["unique_tokens"] = arrays["tokens"]
@@ -89,6 +98,15 @@ class Stack(Surface):
     def rows(self) -> int:  # type: ignore[override]
         return sum(part.rows for part in self.parts)
 
+    def take(self, rows: Ints) -> Surface:
+        ends = np.cumsum([part.rows for part in self.parts])
+        parts = [
+            part if part.rows == 1 else part.take(chosen - (end - part.rows))
+            for part, end in zip(self.parts, ends, strict=True)
+            if len(chosen := rows[(rows >= end - part.rows) & (rows < end)])
+        ]
+        return Stack(parts)
+
     def loss(self, ln_params: Any, ln_tokens: Any) -> Any:
         losses, first = [], 0
         for part in self.parts:
@@ -105,6 +123,9 @@ class Average(Surface):
     parts: Sequence[Surface]
     weights: Sequence[float]
     rows: int = 1
+
+    def take(self, rows: Ints) -> Surface:
+        return self
 
     def loss(self, ln_params: Any, ln_tokens: Any) -> Any:
         total: Any = 0.0

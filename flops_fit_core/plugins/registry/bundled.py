@@ -1,6 +1,7 @@
 """The kinds that each bundled plugin offers: a command loads only the bundled plugins of the kinds it needs.
 
-All other plugins are always loaded, because their kinds are unknown before.
+All other plugins are always loaded, because their kinds are unknown before. So are the bundled laws, because fits
+name a law without a registry (see :mod:`~flops_fit_core.plugins.registry.law_offers`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ BUNDLED_KINDS: Mapping[str, frozenset[str]] = {
     "gpt": frozenset({"model"}),
     "hf": frozenset({"dataset"}),
     "images": frozenset({"dataset"}),
-    "laws": frozenset({"law"}),
     "loggers": frozenset({"logger"}),
     "mlp": frozenset({"model"}),
     "optim": frozenset({"optimizer"}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import os
 import sys
 import threading
 from collections import Counter, defaultdict
@@ -20,6 +21,19 @@ from flops_fit_core.plugins.registry.explaining import hint_for, warn_if_slow
 from flops_fit_core.plugins.registry.law_offers import remember_laws
 from flops_fit_core.plugins.registry.offers import SPEC_TYPES, PluginProblem, RegisteredSpec
 from flops_fit_core.plugins.specs import Spec
+
+_lock = threading.RLock()
+"""Held while plugins are loaded: standard output is redirected for the whole process."""
+
+
+def _renew_lock() -> None:
+    """In a forked child, the thread that held the lock does not exist."""
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 class PluginLoader:
@@ -39,9 +53,13 @@ class PluginLoader:
         self._offers: dict[str, list[RegisteredSpec[Any]]] = {}
         self._waiting: dict[str, discovery.Installed] = {}
         """Bundled plugins that are not loaded yet, by name."""
-        self._lock = threading.RLock()
         self._pm = pluggy.PluginManager(hookspecs.PROJECT)
         self._pm.add_hookspecs(hookspecs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state with all plugins loaded: another process may have other entry points."""
+        self.load()
+        return vars(self)
 
     # ------------------------------------------------------------------ queries
 
@@ -64,7 +82,7 @@ class PluginLoader:
 
     def load(self, kind: str | None = None) -> None:
         """Load the bundled plugins of a kind, or all."""
-        with self._lock:
+        with _lock:
             self._load_waiting([name for name in self._waiting if kind is None or kind in BUNDLED_KINDS[name]])
 
     def add(
@@ -78,7 +96,7 @@ class PluginLoader:
             excluded: Folders in which no metadata of installed plugins is read.
         """
         # Plugins may print when imported. Standard output must contain only the command's output.
-        with self._lock, contextlib.redirect_stdout(sys.stderr):
+        with _lock, contextlib.redirect_stdout(sys.stderr):
             if entry_points:
                 passed = [plugin for name, (plugin, _) in plugins.items() if name not in self._disabled]
                 self._load_entry_points(passed, excluded)
@@ -87,15 +105,19 @@ class PluginLoader:
             self._finish()
 
     def _load_waiting(self, names: Sequence[str]) -> None:
-        if not names:
+        is_collected = self.sources.keys() <= self._offers.keys()  # not after an interruption
+        if not names and is_collected:
             return
         with contextlib.redirect_stdout(sys.stderr):
             for name in names:
-                installed = self._waiting.pop(name)
+                installed = self._waiting.pop(name, None)
+                if installed is None:  # loaded by a query that the import of another plugin made
+                    continue
                 try:
                     self._load(name, installed, ())
                 except KeyboardInterrupt:
-                    self._waiting[name] = installed
+                    if name not in self.sources:
+                        self._waiting[name] = installed
                     raise
             self._finish()
 
@@ -170,9 +192,10 @@ class PluginLoader:
             self._load_waiting(
                 [key for key, item in self._waiting.items() if item.point.module == plugin.__name__]
             )
-        owner = self._waiting[name].source if name in self._waiting else self.sources.get(name)
-        if owner is not None:
-            clash = ValueError(f"the name is already taken by {owner}")
+        if name in self._waiting:
+            self._load_waiting([name])
+        if name in self.sources:
+            clash = ValueError(f"the name is already taken by {self.sources[name]}")
             self._add_problem(f"{name} ({source})", "register", clash)
             return
         if registered := self._pm.get_name(plugin):

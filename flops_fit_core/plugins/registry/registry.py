@@ -29,8 +29,8 @@ logger = logging.getLogger("flops_fit")
 class Registry:
     """The specs of all plugins. Read-only.
 
-    A bundled plugin is loaded with the first query for a kind that it offers, every other plugin at once. Queries
-    return the same as if all were loaded at once.
+    A bundled plugin is loaded with the first query for a kind that it offers. The bundled laws and all other
+    plugins are loaded at once. Queries return the same as if all plugins were.
 
     Args:
         plugins: Plugins that are not installed: name -> module, or any object with hook implementations.
