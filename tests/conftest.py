@@ -29,6 +29,8 @@ os.environ.pop("COLUMNS", None)
 os.environ["FLOPS_FIT_REPORT"] = "0"
 # A shell that starts pytest in the background lets it, and all that it starts, ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):  # nohup lets it ignore the end of the terminal
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture

@@ -49,8 +49,7 @@ def make_study(target: Path, store: str) -> None:
         experiment = Path(folder) / "experiment.json"
         experiment.write_text(json.dumps({**EXPERIMENT, "store": store}))
         study = Path(folder) / "study"
-        run("run", str(experiment), "--out", str(study), cwd=folder)
-        shutil.rmtree(study / "report")
+        run("run", str(experiment), "--out", str(study), "--no-report", cwd=folder)
         (study / "fit.json").unlink()
         expected = {command: json.loads(run(command, str(study), *words)) for command, *words in READING}
         shutil.copytree(study, target, ignore=shutil.ignore_patterns("*.lock", "*-shm"))

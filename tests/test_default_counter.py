@@ -121,7 +121,7 @@ def test_a_study_plans_again_with_the_same_default(tmp_path):
     table["sweep"] = {**IMAGES["sweep"], "budgets": [1e8], "sizes": [{"width": 16}]}
     study = run(table, out=tmp_path / "study")
     assert [result.status for result in study.results] == ["completed"]
-    again = Study.open(tmp_path / "study")._experiment()
+    again = Study.open(tmp_path / "study")._settings.load()
     assert again.counter.depends_on_task
     assert [run.id for run in make_plan(again).runs] == [run.id for run in study.plan.runs]
     assert [run.id for run in plan_study(table, out=tmp_path / "study").plan.runs] == [

@@ -406,7 +406,8 @@ def test_a_server_that_does_not_answer_neither_stops_a_sweep_nor_loses_its_resul
     table = {**text_table(write_text(tmp_path / "text")), "name": tmp_path.name, "loggers": [no_server]}
     study = run(table, out=tmp_path / "study")
     assert [result.status for result in study.results] == ["completed", "completed"]
-    messages = [record.getMessage() for record in caplog.records if record.name == "flops_fit"]
+    texts = [record.getMessage() for record in caplog.records if record.name == "flops_fit"]
+    messages = [text for text in texts if not text.startswith("too few sizes")]
     assert len(messages) == 2
     assert messages[0].startswith(
         "logger mlflow: the server does not answer, will retry; the sweep continues: MlflowException: "
