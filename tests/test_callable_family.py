@@ -254,6 +254,7 @@ def flops_fit(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, env=os.environ)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "written", ["own.models:Transformer", pytest.param("own_models.py:Transformer", marks=pytest.mark.slow)]
 )

@@ -183,6 +183,7 @@ def test_every_plugin_in_the_docs_registers_without_problems(folder: Path) -> No
         assert len(registry.offers()) == 1
 
 
+@pytest.mark.slow
 def test_the_plugin_guide_works_step_by_step(folder: Path) -> None:
     document = ROOT / "docs" / "write-a-plugin.md"
     write_files(document, folder)

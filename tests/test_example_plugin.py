@@ -67,6 +67,7 @@ def test_its_own_tests_pass(environment: Environment) -> None:
     assert "failed" not in done.stdout
 
 
+@pytest.mark.slow
 def test_it_is_swept_and_fitted(environment: Environment, tmp_path: Path) -> None:
     """Its experiment with budgets a hundred times smaller, and shorter texts."""
     small = ["--set", "sweep.budgets=[1e8, 2e8, 4e8]", "--set", "sweep.min_steps=10"]

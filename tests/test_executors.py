@@ -378,6 +378,7 @@ def on_devices(job, number):
     return job.model_copy(update={"trajectories": tuple(trajectories)})
 
 
+@pytest.mark.slow
 def test_a_job_on_several_devices_has_their_slots_to_itself_between_two_other_jobs(tmp_path):
     seen = tmp_path / "seen"
     look = f"import os; open({str(seen)!r}, 'a').write(os.environ['SLOT'] + chr(10)) if step == 0 else None"

@@ -670,7 +670,9 @@ print(*[(run.id, run.status, run.error) for run in study.results])
 """
 
 
-@pytest.mark.parametrize("how", ["script", "command", "prompt"])
+@pytest.mark.parametrize(
+    "how", ["script", *(pytest.param(how, marks=pytest.mark.slow) for how in ("command", "prompt"))]
+)
 def test_a_program_needs_no_main_guard_and_no_source(tmp_path, how):
     # Worker processes are slow to start, and are the same ones whatever way the program came.
     text = SCRIPT.replace("EXECUTOR", repr({"name": "processes", "workers": 1} if how == "script" else "local"))

@@ -89,6 +89,7 @@ def open_files(folder):
     return [path for path in paths if path.is_relative_to(folder)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sqlite", "json"])
 def test_no_claim_expires_while_the_executor_gives_no_event(setting, kind):
     stolen = []

@@ -679,6 +679,7 @@ def kill_at_first_checkpoint(which, out):
         process.kill()
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_loss(tmp_path):
     kinds = ["plain", "seeded", "augmented"]
     for which in kinds:

@@ -170,7 +170,7 @@ SIDE = {"layers": 1, "attention_heads": 2, "ffn_dim": 8}
 TURNED = [{"input_ids": row, "labels": row.flip(0)} for row in ROWS]
 
 
-@pytest.mark.parametrize("family", [t5, bart])
+@pytest.mark.parametrize("family", [t5, pytest.param(bart, marks=pytest.mark.slow)])
 def test_an_encoder_decoder_computes_the_decoder_inputs_from_the_labels(tmp_path, family):
     arguments = {**FROZEN, "sizes": [8], "compute_budgets": [3e8], "batch_size": 2}
     run_result = result(tmp_path, family, dataset=TURNED[60:], eval_dataset=TURNED[:60], **arguments)

@@ -116,6 +116,7 @@ def wait_until(is_true, seconds=60.0):
 # ---------------------------------------------------------------------------- this machine alone
 
 
+@pytest.mark.slow
 def test_local_ray_describes_how_a_job_ended_and_prints_nothing_to_the_terminal(tmp_path, capfd):
     leave = "import os, sys; print('the disk is full', file=sys.stderr, flush=True); os._exit(3)"
     look = "import os, torch; print('threads', torch.get_num_threads(), os.environ['OMP_NUM_THREADS'])"
@@ -262,6 +263,7 @@ class KillsTheNode(Logger):
         self.finished_runs.append(result)
 
 
+@pytest.mark.slow
 def test_a_run_resumes_on_another_node_after_its_node_is_killed_and_losses_equal_local_ones(tmp_path, cluster):
     codes = [LEARN, LEARN, traced(SLOW, tmp_path / "trace"), LEARN]
     killer = KillsTheNode(cluster, tmp_path / "trace")
@@ -307,6 +309,7 @@ def test_the_number_of_workers_is_known_for_this_machine_and_unknown_for_a_clust
     assert spec.places(spec.options(address="auto"), [{}] * 8) is None
 
 
+@pytest.mark.slow
 def test_workers_import_no_module_of_the_working_directory(tmp_path):
     """A folder of another user may have a module of the name of an installed one."""
     study, trace = tmp_path / "study", tmp_path / "executed"

@@ -58,6 +58,7 @@ def test_a_project_passes_its_tests_as_written(projects: Path, kinds: list[str])
     assert len(passed) > 4 * len(kinds)
 
 
+@pytest.mark.slow
 def test_every_kind_s_experiment_can_be_planned_and_uses_it(projects: Path) -> None:
     code = (
         "import flops_fit_core, tomllib, sys\n"

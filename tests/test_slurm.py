@@ -234,7 +234,7 @@ def with_tokens(job: Job, folder: Path, token: str) -> Job:
 
 
 @on_slurm
-@pytest.mark.parametrize("stop", ["cancel", "close"])
+@pytest.mark.parametrize("stop", ["cancel", pytest.param("close", marks=pytest.mark.slow)])
 def test_a_driver_that_was_paused_stops_no_job_that_the_next_driver_has_taken_over(
     tmp_path: Path, stop: str
 ) -> None:

@@ -301,7 +301,9 @@ def test_runs_as_csv_are_exact_and_marked_for_a_spreadsheet(evil: Path, call) ->
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
-@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+@pytest.mark.parametrize(
+    "umask", [0o022, *(pytest.param(mask, marks=pytest.mark.slow) for mask in (0o002, 0o077))]
+)
 def test_every_file_of_a_study_has_the_permissions_of_the_umask(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, umask: int, call: Callable[..., Any]
 ) -> None:

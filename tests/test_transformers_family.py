@@ -472,6 +472,7 @@ def test_a_small_llama_learns_and_its_loss_is_that_of_its_seed(tmp_path):
     assert first.loss < 3.0  # a uniform guess has ln 256 = 5.5
 
 
+@pytest.mark.slow
 def test_the_documented_llama_is_trained_by_the_command_line(tmp_path):
     example = Path(__file__).parents[1] / "docs" / "examples" / "llama.toml"
     tiny = [

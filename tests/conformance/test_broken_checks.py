@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from conftest import Failures
 
 STORE = '''
@@ -146,6 +147,7 @@ BROKEN = {
 """Name -> (changes of SOUND, checks that must fail)."""
 
 
+@pytest.mark.slow
 def test_stores_with_a_broken_check_fail_the_kit_and_a_sound_store_passes(failures: Failures) -> None:
     failed = failures(STORE, SOUND, {"sound": {}, **{name: changes for name, (changes, _) in BROKEN.items()}})
     assert failed["sound"] == set()

@@ -155,6 +155,7 @@ class TestBroken(LoggerConformance):
 """
 
 
+@pytest.mark.slow
 def test_broken_loggers_fail_the_kit(failures):
     sound = {
         "START": "pass",

@@ -152,6 +152,7 @@ BROKEN = {
 """Name -> (changes of SOUND, checks that must fail)."""
 
 
+@pytest.mark.slow
 def test_stores_that_break_fencing_fail_the_kit_and_a_sound_store_passes(failures: Failures) -> None:
     failed = failures(STORE, SOUND, {"sound": {}, **{name: changes for name, (changes, _) in BROKEN.items()}})
     assert failed["sound"] == set()

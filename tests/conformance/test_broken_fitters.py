@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from conftest import Failures
 
 FITTER = """
@@ -38,6 +39,7 @@ class TestBroken(FitterConformance):
 """
 
 
+@pytest.mark.slow
 def test_broken_fitters_fail_the_kit(failures: Failures) -> None:
     sound = {
         "BEFORE": "pass",

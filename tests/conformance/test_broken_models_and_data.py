@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 MODEL = """
 import torch
 from torch import nn
@@ -67,6 +69,7 @@ UNUSUAL = {
 """Unusual models that keep the contract: the kit must not be stricter than the contract."""
 
 
+@pytest.mark.slow
 def test_broken_models_fail_the_kit(failures):
     sound = {
         "INIT": "pass",
@@ -230,6 +233,7 @@ class TestBroken(DatasetConformance):
 """
 
 
+@pytest.mark.slow
 def test_broken_datasets_fail_the_kit(failures):
     sound = {
         "FINGERPRINT": "'data'",

@@ -237,6 +237,7 @@ BROKEN_CLAIMS = {
 BROKEN = {**BROKEN_RESULTS, **BROKEN_CLAIMS}
 
 
+@pytest.mark.slow
 def test_broken_stores_fail_the_kit_and_sound_stores_pass(failures: Failures) -> None:
     failed = failures(STORE, SOUND, {**SOUND_VARIANTS, **{name: changes for name, (changes, _) in BROKEN.items()}})
     assert {name: failed[name] for name in SOUND_VARIANTS} == {name: set() for name in SOUND_VARIANTS}

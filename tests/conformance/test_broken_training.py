@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from conftest import Failures
 
 OPTIMIZER = """
@@ -61,6 +62,7 @@ class TestBroken(OptimizerConformance):
 """
 
 
+@pytest.mark.slow
 def test_broken_optimizers_fail_the_kit(failures, capsys):
     evaluated = "def eval(self): self.exchange(True)"
     counted = evaluated + "; [self.state[p]['step'].add_(1) for p in self.weights() if self.state[p]]"

@@ -154,6 +154,7 @@ def test_a_forecast_beyond_the_runs_is_close_to_the_truth():
     assert forecast.new_run.high - forecast.new_run.low > forecast.accuracy.high - forecast.accuracy.low
 
 
+@pytest.mark.slow
 def test_intervals_of_new_runs_cover_at_their_level():
     inside = []
     for seed in range(60):

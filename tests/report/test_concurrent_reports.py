@@ -41,6 +41,7 @@ def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     return run(table, out="study")
 
 
+@pytest.mark.slow
 def test_three_processes_write_the_same_report_at_once(finished: Study) -> None:
     expected = {file.name: file.read_bytes() for file in finished.report(Path("expected"))}
     writers = [

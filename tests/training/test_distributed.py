@@ -131,6 +131,7 @@ def test_a_block_with_a_weight_that_is_used_elsewhere_is_left_to_the_whole_model
     assert without_shared_weights(model, [model]) == [model]
 
 
+@pytest.mark.slow
 def test_a_vision_transformers_blocks_are_sharded_one_by_one(tmp_path):
     def images(devices, **trainer):
         return {

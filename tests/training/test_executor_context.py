@@ -158,7 +158,7 @@ def test_the_id_in_a_job_file_names_no_other_file(tmp_path):
     assert QueuedJobs(tmp_path).all() == []
 
 
-@pytest.mark.parametrize("take_back", ["submit again", "remove"])
+@pytest.mark.parametrize("take_back", ["submit again", pytest.param("remove", marks=pytest.mark.slow)])
 def test_a_command_stops_when_the_driver_takes_its_job_back(tmp_path, take_back):
     trace = tmp_path / "trace"
     (job,) = tiny_jobs(traced("import time; time.sleep(0.3)", trace))

@@ -90,6 +90,7 @@ def test_packed_runs_end_with_the_losses_of_separate_ones_within_rounding(text, 
 SLOW = [pytest.param(name, "ddp", marks=pytest.mark.slow) for name in NAMES]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "parallel"), [("muon", "fsdp"), ("lion", "fsdp"), ("schedule-free", "fsdp"), *SLOW]
 )
