@@ -670,9 +670,10 @@ print(*[(run.id, run.status, run.error) for run in study.results])
 """
 
 
-@pytest.mark.parametrize(
-    "how", ["script", *(pytest.param(how, marks=pytest.mark.slow) for how in ("command", "prompt"))]
-)
+SLOW_WAYS = [pytest.param(how, marks=pytest.mark.slow) for how in ("command", "prompt")]
+
+
+@pytest.mark.parametrize("how", ["script", *SLOW_WAYS])
 def test_a_program_needs_no_main_guard_and_no_source(tmp_path, how):
     # Worker processes are slow to start, and are the same ones whatever way the program came.
     text = SCRIPT.replace("EXECUTOR", repr({"name": "processes", "workers": 1} if how == "script" else "local"))
