@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from flops_fit_core.errors import FitError
+from flops_fit_core.fitting.distributions import t_quantile
 from flops_fit_core.fitting.laws.optimum_solver import OptimumSolver
 from flops_fit_core.fitting.predict import without_draws
 from flops_fit_core.records import LawFit, Observation
@@ -61,7 +61,7 @@ def compute_residuals(observations: Sequence[Observation], fit: LawFit) -> Resid
     half_width = None
     if dof > 0:
         sigma = np.sqrt(np.sum(percent[used] ** 2) / dof)
-        half_width = float(stats.t.ppf((1 + NOISE_LEVEL) / 2, dof) * sigma)
+        half_width = float(t_quantile((1 + NOISE_LEVEL) / 2, dof) * sigma)
     return Residuals(
         ratio=np.array([run.params for run in observations]) / np.exp(ln_best),
         percent=percent,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from scipy import stats
 
 from flops_fit_core.fitting.data import Floats
 from flops_fit_core.fitting.task_accuracy.curves import binomial_variance
@@ -43,8 +42,10 @@ def check_task(
 
 
 def _check_trend(forecaster: TaskForecaster) -> Diagnostic | None:
+    from scipy.stats import spearmanr  # slow to import
+
     scores = forecaster.scores
-    trend = stats.spearmanr(scores.accuracy, -scores.loss, alternative="greater")
+    trend = spearmanr(scores.accuracy, -scores.loss, alternative="greater")
     if trend.pvalue <= TREND_CHANCE:
         return None
     message = (
