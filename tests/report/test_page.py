@@ -113,6 +113,16 @@ def test_the_files_are_figures_tables_and_the_page_first(report):
     assert all(path.stat().st_size > 50 for path in report)
 
 
+def test_a_profile_reaches_from_its_smallest_to_its_largest_size(report):
+    profiles = Page(read(report[0])).data["figures"]["profiles"]
+    drawn = {profile["budget"]: profile["params"] for profile in profiles if profile["params"]}
+    ends = {minimum.budget: minimum.curve for minimum in made_up_fits.law_fit().minima}
+    assert len(drawn) == len(BUDGETS)
+    for budget, params in drawn.items():
+        curve = ends[budget]
+        assert [params[0], params[-1]] == pytest.approx([curve["smallest"], curve["largest"]], rel=1e-5)
+
+
 def test_an_earlier_report_is_replaced(report):
     assert set(report[0].parent.iterdir()) == set(report)
     assert "an earlier report" not in read(report[0])

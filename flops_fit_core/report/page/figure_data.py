@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from flops_fit_core.fitting import TaskScores
 from flops_fit_core.fitting.data import Floats
 from flops_fit_core.records import Interval, LawFit, Optimum, ProfileMinimum, RunResult
@@ -89,6 +91,11 @@ def _other_minima(content: ReportContent) -> Sequence[ProfileMinimum]:
     return content.context.isoflop.minima if content.context.isoflop is not None else ()
 
 
+def _every_third(values: Floats) -> Floats:
+    """Every third value and the last one."""
+    return np.concatenate([values[:-1:3], values[-1:]])
+
+
 def _profiles(content: ReportContent) -> list[dict[str, Any]]:
     """Each budget with its runs and its fitted profile; budgets without a law have runs only."""
     observations = list(content.observations)
@@ -97,8 +104,8 @@ def _profiles(content: ReportContent) -> list[dict[str, Any]]:
     profiles = [
         {
             "budget": digits(profile.budget),
-            "params": [digits(float(value)) for value in profile.params[::3]],
-            "loss": [digits(float(value)) for value in profile.loss[::3]],
+            "params": [digits(float(value)) for value in _every_third(profile.params)],
+            "loss": [digits(float(value)) for value in _every_third(profile.loss)],
             "lowest": [digits(value) for value in profile.lowest],
             "atEdge": profile.at_edge,
             "runs": [run.id for run in groups.get(profile.budget, [])],
