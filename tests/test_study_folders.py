@@ -609,3 +609,21 @@ RuntimeError: shapes"""
     assert raised_at("RuntimeError: shapes") == ""
     theirs = text.replace("/home/anna/nets", "/venv/lib/site-packages/nets")
     assert raised_at(theirs) == "/venv/lib/site-packages/nets/net.py, line 12, in forward"
+
+
+# ---------------------------------------------------------------------------- without a report
+
+
+def test_a_sweep_without_a_report_names_the_command_that_writes_it_again(formula, call, monkeypatch):
+    status, output, error = call("run", "formula.json", "--out", "study", "--no-report")
+    assert status == 0
+    assert not (formula / "report").exists()
+    assert "report" not in output
+    assert "earlier sweep" not in error
+    (formula / "report").mkdir()
+    assert "to write it again: flops-fit report study" in call("run", "formula.json", "--out", "study")[2]
+    assert list((formula / "report").iterdir()) == []
+    monkeypatch.setenv("FLOPS_FIT_REPORT", "perhaps")
+    status, _, error = call("run", "formula.json", "--out", "study")
+    assert status == 2
+    assert "FLOPS_FIT_REPORT" in error

@@ -200,6 +200,9 @@ def print_outcome(study: Study, explain: bool = False, *, report: bool = True) -
     """Print the answer of a sweep and write its report. Returns 1 if a run, the fit or the report failed."""
     failed = [result for result in study.results if result.status == "failed"]
     failures = _print_answer(study, explain, report)
+    if not report and study.folder.report.exists():
+        again = f"flops-fit report {study.folder.shown}"
+        print_message(f"the report is of an earlier sweep; to write it again: {again}")
     for step, error in failures:
         print_error(f"{step} failed: {_describe_error(error)}")
     if failures:
