@@ -25,7 +25,8 @@ class OptimumSolver:
     """Optima as by :func:`~flops_fit_core.fitting.optimum`, several times as fast for many budgets.
 
     ``optimum`` scans all sizes for each budget. The solver scans for one budget, seeks the minima of the others
-    near known minima, and scans again for a budget without a minimum there. Both agree to 1e-6.
+    near known minima, and scans again for a budget without a minimum there. Both agree to 1e-6 in ln N, unless the
+    loss is flat along the curve or has several minima.
 
     Args:
         fit: A fit of any law. For a law of the optimum only, ``optimum`` itself is fast.
